@@ -1,0 +1,57 @@
+# make run · make test · make help. Works with Python 3.11 to 3.13 and nothing else installed; PYTHON=... names one.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Not taken from the environment (conda and some shells set HOST): make run HOST=0.0.0.0 PORT=8080
+HOST = 127.0.0.1
+PORT = 8000
+PYTHON ?=
+export PYTHON
+
+BIN := .venv/bin
+# One thread for each of at most two workers: the notebooks share the machine.
+WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$(( n < 2 ? 1 : 2 )))
+# A run with fewer passed tests than this has lost some on the way.
+LEAST := 60
+quiet := env -u IN_TEST OMP_NUM_THREADS=1
+
+.PHONY: help run serve-env env test lint notebooks export docs lock clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
+
+run: serve-env ## serve the shipped models and the page (HOST=127.0.0.1 PORT=8000)
+	@echo "The page: http://$(HOST):$(PORT)/ (Ctrl-C ends it)"
+	@exec .venv-serve/bin/fashion_serve --host "$(HOST)" --port "$(PORT)"
+
+serve-env: ## make .venv-serve, the serving environment, without torch
+	@scripts/environment.sh serve
+
+env: ## make .venv, the full development environment
+	@scripts/environment.sh dev
+
+test: env ## run every check that CI runs
+	$(BIN)/ruff check .
+	$(quiet) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --least $(LEAST) --durations 10
+
+lint: env ## check the style of code and notebooks
+	$(BIN)/ruff check .
+
+notebooks: env ## run every notebook and store its outputs (NB=01_image for one)
+	$(quiet) $(BIN)/python scripts/notebooks.py $(NB)
+
+export: env ## write fashion_nbdev/ from the notebooks
+	env -u IN_TEST $(BIN)/nbdev_export
+
+docs: env ## write README.md from nbs/index.ipynb
+	$(BIN)/python scripts/readme.py
+
+lock: env ## resolve constraints.txt and serve's hashed requirements (UPGRADE=1 for the newest)
+	UPGRADE=$(UPGRADE) scripts/lock.sh $(BIN)/python
+
+clean: ## remove environments, caches and built files, never data, runs or models
+	rm -rf .venv .venv-serve .pytest_cache .ruff_cache .hypothesis build dist _docs _proc *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +

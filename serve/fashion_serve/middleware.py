@@ -1,0 +1,52 @@
+"The outermost layer, pure ASGI: request ids, security headers, and nothing unforeseen gets out"
+import re
+from uuid import uuid4
+
+from fastapi import Request
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fashion_serve.errors import log, respond
+
+REQUEST_ID = re.compile(r'[A-Za-z0-9._:-]{1,64}')
+POLICY = "; ".join((
+    "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self'", "connect-src 'self'",
+    "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"))
+SECURITY_HEADERS = tuple((k.encode(), v.encode()) for k, v in {
+    'content-security-policy': POLICY,
+    'x-content-type-options': 'nosniff',
+    'x-frame-options': 'DENY',
+    'referrer-policy': 'no-referrer',
+    'cross-origin-opener-policy': 'same-origin',
+    'cross-origin-resource-policy': 'same-origin',
+    'permissions-policy': 'camera=(), geolocation=(), microphone=()',
+}.items())
+
+
+class Edge:
+    "Gives each request an id (the client's own, if it is a plain one) and each answer its headers"
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send):
+        if scope['type'] != 'http': return await self.app(scope, receive, send)
+        asked = Headers(scope=scope).get('x-request-id', '')
+        request_id = asked if REQUEST_ID.fullmatch(asked) else uuid4().hex
+        scope.setdefault('state', {})['request_id'] = request_id
+        caching = b'no-store' if scope['path'].startswith('/v1/') else b'no-cache'
+        extra = [*SECURITY_HEADERS, (b'x-request-id', request_id.encode()), (b'cache-control', caching)]
+        started = False
+
+        async def send_out(message: Message):
+            nonlocal started
+            if message['type'] == 'http.response.start':
+                started = True
+                message['headers'] = [*message.get('headers', ()), *extra]
+            await send(message)
+
+        try: await self.app(scope, receive, send_out)
+        except Exception:
+            log.exception('request %s failed', request_id)
+            if started: raise
+            answer = respond(Request(scope), 'internal_error', 'the mistake is ours and has been logged: please try again')
+            await answer(scope, receive, send_out)

@@ -1,0 +1,48 @@
+"What FastAPI cannot know for OpenAPI: picture bodies and problem answers"
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from fashion_serve.errors import MEDIA_TYPE, PROBLEMS, problem_body
+from fashion_serve.schemas import ProblemOut
+
+_BINARY = {'schema': {'type': 'string', 'format': 'binary'}}
+_FORM = {'type': 'object', 'required': ['file'], 'properties': {'file': {'type': 'string', 'format': 'binary'}}}
+PICTURE_BODY = {'requestBody': {
+    'required': True,
+    'description': 'One JPEG, PNG, WebP, GIF or BMP picture. Its content decides what it is, not the header.',
+    'content': {'image/*': _BINARY, 'application/octet-stream': _BINARY, 'multipart/form-data': {'schema': _FORM}}}}
+
+
+def problems(*codes: str) -> dict[int, dict]:
+    "The `responses` of a route that may end with these problems"
+    found: dict[int, dict] = {}
+    for code in codes:
+        kind = PROBLEMS[code]
+        example = {'summary': kind.title, 'value': problem_body(code, kind.title, '6f1c0d0f5e0a4c7d9b6f0c6c1f2f4a11')}
+        entry = found.setdefault(kind.status, {'description': '', 'content': {MEDIA_TYPE: {
+            'schema': {'$ref': '#/components/schemas/Problem'}, 'examples': {}}}})
+        entry['content'][MEDIA_TYPE]['examples'][code] = example
+        entry['description'] = '; '.join(filter(None, (entry['description'], f'`{code}`: {kind.title}')))
+    return found
+
+
+def _drop_fastapis_own_errors(doc: dict):
+    "FastAPI adds a 422 of its own to every route with a parameter; here errors are problems"
+    for unused in ('HTTPValidationError', 'ValidationError'): doc['components']['schemas'].pop(unused, None)
+    for path in doc['paths'].values():
+        for route in path.values():
+            if MEDIA_TYPE not in route['responses'].get('422', {}).get('content', {}): route['responses'].pop('422', None)
+
+
+def add_openapi(app: FastAPI):
+    "Make `/openapi.json` complete; it is built once, when first asked for"
+    def build() -> dict:
+        if not app.openapi_schema:
+            doc = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            schemas = doc.setdefault('components', {}).setdefault('schemas', {})
+            schemas['Problem'] = ProblemOut.model_json_schema() | {'title': 'Problem'}
+            schemas['Problem']['properties']['code']['enum'] = list(PROBLEMS)
+            _drop_fastapis_own_errors(doc)
+            app.openapi_schema = doc
+        return app.openapi_schema
+    app.openapi = build

@@ -1,0 +1,236 @@
+// The page: one picture in, three bars out. No third-party code; nothing leaves for anywhere but this server.
+import { TEXTS, SAMPLES } from './texts.js';
+
+const $ = id => document.getElementById(id);
+const state = {
+  lang: 'en',
+  models: new Map(), // name -> as /v1/models describes it
+  limits: { max_bytes: 10_000_000, max_pixels: 25_000_000, max_side: 12_000 },
+  chosen: null, // the model the visitor wants for pictures of their own
+  picture: null, // { blob, sample } on show
+  answer: null, // the last prediction
+  problem: null, // or the last problem
+  request: null, // AbortController of the request on its way
+};
+
+const text = (key, ...args) => {
+  const found = TEXTS[state.lang][key] ?? TEXTS.en[key];
+  return typeof found === 'function' ? found(...args) : found;
+};
+const element = (tag, content = '', props = {}) => Object.assign(document.createElement(tag), { textContent: content, ...props });
+const digits = { style: 'percent', minimumFractionDigits: 1, maximumFractionDigits: 1 };
+function percent(p) { // never quite nothing, never quite all
+  const show = x => new Intl.NumberFormat(state.lang, digits).format(x);
+  return p < .0005 ? `< ${show(.001)}` : p > .9995 ? `> ${show(.999)}` : show(p);
+}
+
+// ---- language
+function remember(lang) { try { localStorage.setItem('lang', lang); } catch { /* private mode */ } }
+function recall() { try { return localStorage.getItem('lang'); } catch { return null; } }
+
+function setLang(lang) {
+  state.lang = lang;
+  document.documentElement.lang = lang;
+  document.title = text('title');
+  for (const el of document.querySelectorAll('[data-t]')) el.textContent = text(el.dataset.t);
+  for (const b of document.querySelectorAll('[data-lang]')) b.setAttribute('aria-pressed', b.dataset.lang === lang);
+  showModels();
+  showSamples();
+  showAnswer();
+}
+
+const labelName = (model, key, fallback) =>
+  state.models.get(model)?.labels.find(l => l.key === key)?.[state.lang] ?? fallback;
+
+// ---- models
+async function loadModels() {
+  for (let wait = 200; ; wait = Math.min(wait * 1.5, 3000)) { // the server may still be loading them
+    try {
+      const answer = await fetch('v1/models');
+      if (answer.ok) {
+        const { models, default: first, limits } = await answer.json();
+        Object.assign(state, { models: new Map(models.map(m => [m.name, m])), limits, chosen: first });
+        break;
+      }
+    } catch { /* not up yet */ }
+    await new Promise(done => setTimeout(done, wait));
+  }
+  showModels();
+  useModel(state.chosen);
+  showSamples();
+}
+
+function showModels() {
+  const select = $('model'), now = select.value;
+  select.replaceChildren(...[...state.models.keys()].map(name => new Option(text('modelNames')[name] ?? name, name)));
+  if (now) useModel(now);
+}
+
+function useModel(name) {
+  if (!state.models.has(name)) return;
+  $('model').value = name;
+  $('note').textContent = state.models.get(name).resize === 'fashion_mnist' ? text('smallNote') : '';
+  const { origin, pathname } = location;
+  $('curl').textContent = `curl --data-binary @photo.jpg '${origin}${pathname}v1/predict?model=${encodeURIComponent(name)}&top_k=3&lang=${state.lang}'`;
+}
+
+// ---- pictures
+const bitmap = blob => createImageBitmap(blob, { imageOrientation: 'from-image' });
+
+async function smallEnough(blob) { // only what is over the server's limits is made smaller here
+  const { max_bytes, max_pixels, max_side } = state.limits;
+  let image;
+  try { image = await bitmap(blob); } catch { return { blob }; } // the server says what is wrong with it
+  const { width, height } = image;
+  if (blob.size <= max_bytes && width * height <= max_pixels && Math.max(width, height) <= max_side) return { blob, image };
+  const scale = Math.min(1, 2048 / Math.max(width, height));
+  const canvas = Object.assign(document.createElement('canvas'), { width: Math.max(1, width * scale), height: Math.max(1, height * scale) });
+  const paint = canvas.getContext('2d');
+  paint.fillStyle = '#fff'; // transparent parts would turn black in a JPEG
+  paint.fillRect(0, 0, canvas.width, canvas.height);
+  paint.drawImage(image, 0, 0, canvas.width, canvas.height);
+  const smaller = await new Promise(done => canvas.toBlob(done, 'image/jpeg', .9));
+  return { blob: smaller ?? blob, image };
+}
+
+function showPicture(image) {
+  const canvas = $('preview');
+  canvas.hidden = !image;
+  $('empty').hidden = Boolean(image);
+  $('drop').classList.toggle('full', Boolean(image));
+  $('choose').dataset.t = image ? 'again' : 'choose';
+  $('choose').textContent = text($('choose').dataset.t);
+  if (!image) return;
+  const scale = Math.min(1, 1400 / Math.max(image.width, image.height));
+  canvas.width = Math.max(1, Math.round(image.width * scale));
+  canvas.height = Math.max(1, Math.round(image.height * scale));
+  canvas.classList.toggle('tiny', image.width <= 100 && image.height <= 100);
+  canvas.classList.toggle('tall', image.height > image.width);
+  canvas.getContext('2d').drawImage(image, 0, 0, canvas.width, canvas.height);
+}
+
+async function take(blob, sample = null) {
+  state.request?.abort();
+  const request = state.request = new AbortController();
+  const picture = await smallEnough(blob);
+  if (request.signal.aborted) return; // another picture came meanwhile
+  state.picture = { blob: picture.blob, sample };
+  showPicture(picture.image);
+  markSample();
+  useModel(sample && state.models.has(sample.model) ? sample.model : state.chosen);
+  await ask();
+}
+
+// ---- asking and showing
+async function ask() {
+  state.request?.abort();
+  const request = state.request = new AbortController();
+  const query = new URLSearchParams({ top_k: 3, lang: state.lang, ...($('model').value && { model: $('model').value }) });
+  busy(true);
+  try {
+    const body = state.picture.blob;
+    const answer = await fetch(`v1/predict?${query}`, { method: 'POST', body, headers: { 'Content-Type': 'application/octet-stream' }, signal: request.signal });
+    const said = await answer.json();
+    Object.assign(state, answer.ok ? { answer: said, problem: null } : { answer: null, problem: said });
+  } catch (error) {
+    if (error.name === 'AbortError') return; // a newer request took over
+    Object.assign(state, { answer: null, problem: { code: 'no_answer' } });
+  }
+  busy(false);
+  showAnswer();
+  const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
+  $(state.problem ? 'problem' : 'result').scrollIntoView({ block: 'nearest', behavior: calm ? 'auto' : 'smooth' }); // on a phone it may be out of sight
+}
+
+const busy = on => document.querySelector('.answer').setAttribute('aria-busy', on);
+
+function showAnswer() {
+  showProblem();
+  const { answer } = state, headline = $('headline');
+  if (!answer) {
+    headline.hidden = Boolean(state.problem);
+    headline.textContent = text('waiting');
+    showBars([]);
+    $('made').textContent = '';
+    return;
+  }
+  const [first] = answer.predictions;
+  headline.hidden = false;
+  headline.replaceChildren(
+    element('span', text(first.probability >= .8 ? 'sure' : first.probability >= .5 ? 'likely' : 'unsure')),
+    element('strong', labelName(answer.model, first.label, first.name)));
+  showBars(answer.predictions);
+  const ms = new Intl.NumberFormat(state.lang, { maximumFractionDigits: 1 }).format(answer.timing_ms.total);
+  $('made').textContent = text('made', answer.model, answer.version, ms);
+}
+
+function showProblem() {
+  const { problem } = state;
+  if (!problem) return $('problem').replaceChildren();
+  const own = text('problems')[problem.code];
+  $('problem').replaceChildren(element('strong', text('sorry')), element('span', own ?? problem.detail));
+}
+
+function showBars(predictions) {
+  const list = $('bars'), ghost = !predictions.length;
+  list.hidden = ghost && Boolean(state.problem);
+  list.classList.toggle('ghost', ghost);
+  list.setAttribute('aria-hidden', ghost);
+  list.setAttribute('aria-label', text('bars'));
+  [...list.children].forEach((item, i) => {
+    const [name, share, track] = item.children, p = predictions[i];
+    item.hidden = !ghost && !p;
+    name.textContent = p ? labelName(state.answer.model, p.label, p.name) : '';
+    share.textContent = p ? percent(p.probability) : '';
+    item.dataset.label = p?.label ?? '';
+    const bar = track.firstElementChild;
+    bar.style.transform = `translateX(${p ? Math.max(p.probability, .008) * 100 - 100 : -101}%)`;
+  });
+}
+
+// ---- samples
+function showSamples() {
+  const list = $('samples');
+  if (!list.children.length) list.replaceChildren(...SAMPLES.map(sample => {
+    const button = element('button', '', { type: 'button' });
+    button.dataset.sample = sample.label;
+    button.append(element('img', '', { src: `page/samples/${sample.label}.png`, width: 28, height: 28, alt: '' }));
+    button.addEventListener('click', async () => {
+      try { take(await (await fetch(`page/samples/${sample.label}.png`)).blob(), sample); }
+      catch { Object.assign(state, { answer: null, problem: { code: 'no_answer' } }); showAnswer(); }
+    });
+    const item = element('li');
+    item.append(button);
+    return item;
+  }));
+  for (const button of list.querySelectorAll('button')) {
+    const sample = SAMPLES.find(s => s.label === button.dataset.sample);
+    button.setAttribute('aria-label', text('sample', labelName(sample.model, sample.label, sample[state.lang])));
+    button.title = labelName(sample.model, sample.label, sample[state.lang]);
+  }
+  markSample();
+}
+
+function markSample() {
+  for (const b of document.querySelectorAll('[data-sample]')) b.setAttribute('aria-pressed', b.dataset.sample === state.picture?.sample?.label);
+}
+
+// ---- wiring
+const pickFrom = list => [...(list ?? [])][0];
+$('drop').addEventListener('click', () => $('file').click());
+$('shoot').addEventListener('click', () => $('camera').click());
+for (const id of ['file', 'camera']) $(id).addEventListener('change', e => {
+  const f = pickFrom(e.target.files);
+  e.target.value = ''; // so that the same file can be chosen again
+  if (f) take(f);
+});
+document.addEventListener('paste', e => { const f = pickFrom(e.clipboardData?.files); if (f) { e.preventDefault(); take(f); } });
+const over = on => $('drop').classList.toggle('over', on);
+document.addEventListener('dragover', e => { e.preventDefault(); over(true); }); // the whole page takes a drop
+document.addEventListener('dragleave', e => { if (!e.relatedTarget) over(false); });
+document.addEventListener('drop', e => { e.preventDefault(); over(false); const f = pickFrom(e.dataTransfer?.files); if (f) take(f); });
+$('model').addEventListener('change', e => { state.chosen = e.target.value; useModel(state.chosen); if (state.picture) ask(); });
+for (const b of document.querySelectorAll('[data-lang]')) b.addEventListener('click', () => { remember(b.dataset.lang); setLang(b.dataset.lang); });
+
+setLang(recall() ?? (navigator.language?.toLowerCase().startsWith('ru') ? 'ru' : 'en'));
+loadModels();

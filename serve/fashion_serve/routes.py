@@ -1,0 +1,109 @@
+"The HTTP interface: each route validates and delegates"
+import time
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import FileResponse
+
+from fashion_nbdev.predict import Predictor
+from fashion_serve import schemas as s
+from fashion_serve.engine import Engine
+from fashion_serve.errors import PROBLEMS, Problem
+from fashion_serve.openapi import PICTURE_BODY, problems
+from fashion_serve.upload import read_picture
+
+PAGE = Path(__file__).parent / 'page'
+
+
+def get_engine(request: Request) -> Engine:
+    "The engine that the app was made with"
+    return request.app.state.engine
+
+
+EngineDep = Annotated[Engine, Depends(get_engine)]
+v1 = APIRouter(prefix='/v1', responses=problems('not_ready'))
+rest = APIRouter()
+
+
+def describe(name: str, predictor: Predictor, default: str) -> s.ModelOut:
+    "What `/v1/models` says about a model"
+    info = predictor.info
+    labels = [s.LabelOut(**label._asdict()) for label in info.labels]
+    return s.ModelOut(
+        name=name, version=info.version, default=name == default, height=info.height, width=info.width,
+        channels=info.channels, resize=info.resize, labels=labels, metrics=info.metrics, data_hash=info.data_hash,
+        created=info.created, licences=info.licences, provider=predictor.provider)
+
+
+@v1.post('/predict', summary='Categorise one picture', openapi_extra=PICTURE_BODY, tags=['predict'], responses=problems(
+    'empty', 'bad_multipart', 'missing_file', 'incomplete_body', 'bad_length', 'unknown_model', 'too_large',
+    'unsupported_format', 'too_many_pixels', 'side_too_long', 'too_many_scans', 'corrupt', 'bad_image', 'invalid_parameter'))
+async def predict(request: Request, engine: EngineDep, query: Annotated[s.PredictQuery, Query()]) -> s.PredictionOut:
+    "The most likely labels of the picture sent, as the raw body or as the field `file` of a multipart form."
+    begun = time.perf_counter()
+    name, predictor = engine.get(query.model)
+    n = len(predictor.info.labels)
+    if query.top_k > n:
+        raise Problem('invalid_parameter', f'top_k is {query.top_k}, but {name} has {n} labels: give 1 to {n}')
+    data = await read_picture(request, engine.settings.max_bytes)
+    read = time.perf_counter()
+    prediction, waited = await engine.predict(predictor, data, query.top_k, query.lang)
+    spent = prediction.timing_ms
+    timing = s.Timing(read=_ms(read - begun), queue=round(waited, 3), decode=round(spent.decode, 3),
+                      infer=round(spent.infer, 3), total=_ms(time.perf_counter() - begun))
+    return s.PredictionOut(
+        request_id=request.state.request_id, model=name, version=predictor.info.version,
+        predictions=[s.Ranked(**score._asdict()) for score in prediction.top], timing_ms=timing)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+@v1.get('/models', summary='The models there are', tags=['models'])
+async def models(engine: EngineDep) -> s.ModelList:
+    "Every model, the one that answers when none is named, and the largest picture taken."
+    engine.check_ready()
+    limits = engine.settings.limits
+    return s.ModelList(
+        default=engine.default, models=[describe(name, p, engine.default) for name, p in engine.models.items()],
+        limits=s.LimitsOut(max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, max_side=limits.max_side))
+
+
+@v1.get('/models/{name}', summary='One model', tags=['models'], responses=problems('unknown_model'))
+async def model(name: str, engine: EngineDep) -> s.ModelOut:
+    "What a model's file says about itself."
+    return describe(*engine.get(name), engine.default)
+
+
+@rest.get('/livez', summary='Is the process alive?', tags=['health'])
+async def livez() -> s.Status:
+    "Answers as long as the process does."
+    return s.Status(status='ok')
+
+
+@rest.get('/readyz', summary='Would a picture be answered?', tags=['health'], responses=problems('not_ready'))
+async def readyz(engine: EngineDep) -> s.Status:
+    "Ready once every model is loaded and warmed up."
+    engine.check_ready()
+    return s.Status(status='ready')
+
+
+@rest.get('/problems', summary='Every kind of problem', tags=['problems'])
+async def problem_kinds() -> list[s.ProblemKind]:
+    "The codes that errors carry, with their status and title."
+    return [s.ProblemKind(code=code, **kind._asdict()) for code, kind in PROBLEMS.items()]
+
+
+@rest.get('/problems/{code}', summary='One kind of problem', tags=['problems'], responses=problems('not_found'))
+async def problem_kind(code: str) -> s.ProblemKind:
+    "What a problem's `type` points to."
+    if code not in PROBLEMS: raise Problem('not_found', f'there is no problem {code[:40]!r}: /problems lists all')
+    return s.ProblemKind(code=code, **PROBLEMS[code]._asdict())
+
+
+@rest.api_route('/', methods=['GET', 'HEAD'], include_in_schema=False)
+async def page() -> FileResponse:
+    "The page."
+    return FileResponse(PAGE / 'index.html')

@@ -1,0 +1,107 @@
+"What goes in and out, typed; OpenAPI is made from these"
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Milliseconds = Annotated[float, Field(ge=0)]
+Lang = Literal['en', 'ru']
+
+
+class PredictQuery(BaseModel):
+    "The parameters of a prediction"
+    model_config = ConfigDict(extra='forbid')
+    model: str | None = Field(None, description='name of a model in /v1/models; unset: the default one', examples=['fashion_mnist'])
+    top_k: int = Field(3, ge=1, le=1000, description='how many labels to answer; at most all that the model has')
+    lang: Lang = Field('en', description='language of the names')
+
+
+class Ranked(BaseModel):
+    "One label and how likely it is"
+    label: str = Field(description='stable key, the one to compare in programs')
+    name: str = Field(description='name in the language asked for')
+    probability: Probability
+
+
+class Timing(BaseModel):
+    "Where the milliseconds went"
+    read: Milliseconds = Field(description='the request body coming in')
+    queue: Milliseconds = Field(description='waiting for a free thread')
+    decode: Milliseconds = Field(description='bytes to the array the model takes')
+    infer: Milliseconds = Field(description='the model')
+    total: Milliseconds
+
+
+class PredictionOut(BaseModel):
+    "The labels of one picture, most likely first"
+    model_config = ConfigDict(json_schema_extra={'examples': [{
+        'request_id': '6f1c0d0f5e0a4c7d9b6f0c6c1f2f4a11', 'model': 'fashion_mnist', 'version': '0f3c5a9d21be',
+        'predictions': [{'label': 'ankle_boot', 'name': 'Ankle boot', 'probability': 0.982},
+                        {'label': 'sneaker', 'name': 'Sneaker', 'probability': 0.015},
+                        {'label': 'sandal', 'name': 'Sandal', 'probability': 0.002}],
+        'timing_ms': {'read': 0.1, 'queue': 0.05, 'decode': 0.2, 'infer': 0.6, 'total': 1.0}}]})
+    request_id: str
+    model: str
+    version: str = Field(description="first 12 hexadecimal digits of the model's content hash")
+    predictions: list[Ranked]
+    timing_ms: Timing
+
+
+class LabelOut(BaseModel):
+    "A label in both languages"
+    key: str
+    en: str
+    ru: str
+
+
+class ModelOut(BaseModel):
+    "A model as its file describes it"
+    name: str
+    version: str
+    default: bool = Field(description='answers when a request names no model')
+    height: int = Field(description='pixels')
+    width: int = Field(description='pixels')
+    channels: Literal[1, 3] = Field(description='1 grey, 3 colour')
+    resize: str = Field(description='how a picture comes to that size')
+    labels: list[LabelOut]
+    metrics: dict = Field(description='measured on the test split')
+    data_hash: str
+    created: str
+    licences: dict | list | str
+    provider: str = Field(description='what runs it', examples=['cpu'])
+
+
+class LimitsOut(BaseModel):
+    "The largest picture that is taken"
+    max_bytes: int
+    max_pixels: int
+    max_side: int
+
+
+class ModelList(BaseModel):
+    "The models there are"
+    default: str
+    models: list[ModelOut]
+    limits: LimitsOut
+
+
+class Status(BaseModel):
+    "A short word"
+    status: Literal['ok', 'ready']
+
+
+class ProblemOut(BaseModel):
+    "An error (RFC 9457)"
+    type: str = Field(description='address of the description of this kind of problem', examples=['/problems/unsupported_format'])
+    title: str = Field(description='the kind, in words', examples=['Not a picture of a supported format'])
+    status: int = Field(examples=[415])
+    detail: str = Field(description='what was wrong this time', examples=['not a JPEG, PNG, WebP, GIF or BMP picture'])
+    code: str = Field(description='the kind, stable: compare this one', examples=['unsupported_format'])
+    request_id: str = Field(examples=['6f1c0d0f5e0a4c7d9b6f0c6c1f2f4a11'])
+
+
+class ProblemKind(BaseModel):
+    "A kind of problem"
+    code: str
+    status: int
+    title: str

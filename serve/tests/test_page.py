@@ -1,0 +1,234 @@
+"""The page in headless Chromium, on a desktop and on a phone.
+
+    pytest serve/tests/test_page.py --screenshot nbs/images/page.png
+
+also writes the picture of it that the documentation shows."""
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from fashion_nbdev.core import LABELS, write_beside
+
+webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed: make env')
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+PHONE, DESKTOP = (360, 740), (1200, 800)
+
+
+@pytest.fixture(scope='module')
+def driver(chromium_paths, tmp_path_factory):
+    binary, chromedriver = chromium_paths
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking', '--disable-component-update',
+                 '--disable-sync', '--no-first-run', '--hide-scrollbars', '--lang=en', f'--user-data-dir={tmp_path_factory.mktemp("chromium")}'):
+        options.add_argument(flag)
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    "What a visitor does and sees"
+    def __init__(self, driver, url): self.driver, self.url = driver, url
+
+    def open(self, size=DESKTOP, **media):
+        width, height = size
+        self.driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 500))
+        self.driver.execute_cdp_cmd('Emulation.setTouchEmulationEnabled', dict(enabled=width < 500))
+        self.driver.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[dict(name=k.replace('_', '-'), value=v) for k, v in media.items()]))
+        self.driver.get(self.url)
+        self.driver.execute_script('localStorage.clear()')
+        self.driver.get(self.url)
+        self.until(lambda: self.all('#model option'))
+        return self
+
+    def until(self, condition, seconds=20): return WebDriverWait(self.driver, seconds, .05).until(lambda _: condition())
+    def one(self, css): return self.driver.find_element(By.CSS_SELECTOR, css)
+    def all(self, css): return self.driver.find_elements(By.CSS_SELECTOR, css)
+    def js(self, code, *args): return self.driver.execute_script(f'return {code}', *args)
+    def bars(self): return self.all('#bars:not(.ghost) li:not([hidden])')
+    def labels(self): return [b.get_attribute('data-label') for b in self.bars()]
+    def wait_answer(self): self.until(lambda: len(self.bars()) == 3 and self.one('.answer').get_attribute('aria-busy') == 'false')
+
+    def sample(self, label):
+        self.one(f'[data-sample={label}]').click()
+        self.until(lambda: self.one(f'[data-sample={label}]').get_attribute('aria-pressed') == 'true')
+        self.wait_answer()
+
+    def check_quiet(self):
+        "Nothing went wrong in the browser, and it asked nobody but us"
+        assert not (said := [e for e in self.driver.get_log('browser') if e['level'] in ('SEVERE', 'WARNING')]), said
+        asked = re.findall(r'"method":"Network.requestWillBeSent".*?"request":\{.*?"url":"([^"]+)"', '\n'.join(e['message'] for e in self.driver.get_log('performance')))
+        assert asked and all(url.startswith((self.url, 'data:', 'blob:', 'chrome:')) for url in asked), asked # chrome: is the browser's own first tab
+
+
+@pytest.fixture
+def page(driver, service):
+    driver.get_log('browser'), driver.get_log('performance')
+    return Page(driver, service.url)
+
+
+@pytest.mark.parametrize('size', [DESKTOP, PHONE], ids=['desktop', 'phone'])
+def test_sample(page, size):
+    page.open(size).sample('trouser')
+    assert page.labels()[0] == 'trouser' and page.one('#headline strong').text == 'Trouser'
+    widths = [page.js('arguments[0].getBoundingClientRect().right - arguments[1].getBoundingClientRect().left',
+                      *bar.find_elements(By.CSS_SELECTOR, '.bar, .track')[::-1]) for bar in page.bars()]
+    chances = [float(b.find_element(By.CLASS_NAME, 'percent').text.strip('<> %')) for b in page.bars()]
+    assert len(widths) == 3 and chances == sorted(chances, reverse=True) and 0 < sum(chances) <= 100.2
+    assert page.js('getComputedStyle(arguments[0]).imageRendering', page.one('#preview')) == 'pixelated'
+    page.check_quiet()
+
+
+def test_every_sample_is_answered(page, samples):
+    page.open()
+    right = 0
+    for label in samples:
+        page.sample(label)
+        right += page.labels()[0] == label
+    assert right >= 7, right
+    page.check_quiet()
+
+
+def test_choose_a_file(page, tmp_path, png):
+    page.open()
+    for name, data in {'photo.jpg': png(400, 533, format='JPEG'), 'naïve name.webp': png(format='WEBP')}.items():
+        (tmp_path / name).write_bytes(data)
+        page.one('#file').send_keys(str(tmp_path / name))
+        page.until(lambda: page.one('#preview').is_displayed())
+        page.wait_answer()
+    assert page.one('#choose').text == 'Choose another picture'
+    page.check_quiet()
+
+
+def test_drop_and_paste(page, samples):
+    page.open()
+    make = '''const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0)), data = new DataTransfer();
+        data.items.add(new File([bytes], 'a.png', {type: 'image/png'}));
+        document.dispatchEvent(arguments[1] === 'drop' ? new DragEvent('drop', {dataTransfer: data, cancelable: true, bubbles: true})
+                                                       : new ClipboardEvent('paste', {clipboardData: data, cancelable: true, bubbles: true}));'''
+    import base64
+    for way, label in (('drop', 'trouser'), ('paste', 'bag')):
+        page.driver.execute_script(make, base64.b64encode(samples[label]).decode(), way)
+        page.until(lambda label=label: page.labels()[:1] == [label])
+    page.check_quiet()
+
+
+def test_errors_are_shown_and_forgotten(page, tmp_path, png):
+    page.open()
+    (tmp_path / 'notes.txt').write_text('no picture at all')
+    page.one('#file').send_keys(str(tmp_path / 'notes.txt'))
+    page.until(lambda: page.one('#problem').text)
+    assert 'JPEG, PNG, WebP, GIF or BMP' in page.one('#problem').text and page.one('#problem').get_attribute('role') == 'alert'
+    assert not page.bars() and not page.one('#preview').is_displayed()
+    page.one('[data-lang=ru]').click()
+    assert 'Это не изображение' in page.one('#problem').text
+    (tmp_path / 'good.png').write_bytes(png())
+    page.one('#file').send_keys(str(tmp_path / 'good.png'))
+    page.wait_answer()
+    assert not page.one('#problem').text
+    assert [e for e in page.driver.get_log('browser') if '415' not in e['message']] == [] # Chromium itself logs the 415
+
+
+def test_too_large_is_made_smaller(page, tmp_path, png):
+    big = png(2600, 1900, format='BMP')
+    assert len(big) > 10_000_000
+    (tmp_path / 'big.bmp').write_bytes(big)
+    page.open().one('#file').send_keys(str(tmp_path / 'big.bmp'))
+    page.wait_answer()
+    page.check_quiet()
+
+
+def test_keyboard(page):
+    page.open()
+    seen, body = [], page.one('body')
+    for _ in range(16):
+        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+        now = page.driver.switch_to.active_element
+        seen.append(now.get_attribute('id') or now.get_attribute('data-sample') or now.get_attribute('data-lang') or now.tag_name)
+        if now != body: assert page.js('getComputedStyle(arguments[0]).outlineStyle', now) == 'solid', seen
+        if seen[-1] == 'bag': break
+    assert seen[:4] == ['en', 'ru', 'drop', 'model'] and seen[-1] == 'bag', seen
+    page.js('document.getElementById("file").addEventListener("click", e => { e.preventDefault(); document.title = "opened"; })')
+    page.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    page.wait_answer()
+    assert page.labels()[0] == 'bag'
+    page.one('#drop').send_keys(Keys.SPACE)
+    assert page.driver.title == 'opened'
+    page.check_quiet()
+
+
+def test_russian(page):
+    page.open().sample('ankle_boot')
+    page.one('[data-lang=ru]').click()
+    names = {label.key: label.ru for label in LABELS['fashion_mnist']}
+    assert [b.find_element(By.CLASS_NAME, 'name').text for b in page.bars()] == [names[label] for label in page.labels()]
+    assert page.one('h1').text == 'Что это за вещь?' and page.js('document.documentElement.lang') == 'ru'
+    latin = [t for t in page.js("[...document.querySelectorAll('[data-t]')].map(e => [e.dataset.t, e.textContent])") if not re.search('[а-яё]', t[1].lower())]
+    assert not latin, latin
+    page.driver.refresh() # the choice stays
+    page.until(lambda: page.one('h1').text == 'Что это за вещь?')
+
+
+def test_model_choice(driver, serve, models_dir, samples):
+    service = serve('--port', '0', '--models_dir', str(models_dir))
+    service.wait()
+    page = Page(driver, service.url).open()
+    choice = Select(page.one('#model'))
+    assert choice.first_selected_option.get_attribute('value') == 'clothing' and not page.one('#note').text
+    page.sample('bag') # samples go to the model they are made for
+    assert choice.first_selected_option.get_attribute('value') == 'fashion_mnist' and '28×28' in page.one('#note').text
+    choice.select_by_value('clothing')
+    page.until(lambda: page.one('#made').text.startswith('clothing'))
+    assert set(page.labels()) <= {label.key for label in LABELS['clothing']}
+
+
+def contrast(a, b):
+    "WCAG 2 contrast of two rgb() texts"
+    def luminance(colour):
+        parts = [int(v) / 255 for v in re.findall(r'\d+', colour)[:3]]
+        return sum(w * (v / 12.92 if v <= .04045 else ((v + .055) / 1.055) ** 2.4) for w, v in zip((.2126, .7152, .0722), parts))
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + .05) / (low + .05)
+
+
+COLOURS = '''[...document.querySelectorAll('body *')].filter(e => e.checkVisibility() && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())).map(e => {
+    let ground = e; while (ground && getComputedStyle(ground).backgroundColor === 'rgba(0, 0, 0, 0)') ground = ground.parentElement;
+    return [e.textContent.trim().slice(0, 40), getComputedStyle(e).color, getComputedStyle(ground ?? document.body).backgroundColor]; })'''
+
+
+@pytest.mark.parametrize('size', [DESKTOP, PHONE], ids=['desktop', 'phone'])
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_readable_and_nothing_sticks_out(page, size, scheme, tmp_path):
+    page.open(size, prefers_color_scheme=scheme, prefers_reduced_motion='reduce')
+    (tmp_path / 'notes.txt').write_text('no picture at all')
+    for lang in ('en', 'ru'):
+        page.one(f'[data-lang={lang}]').click()
+        for state in ('first', 'answer', 'problem'):
+            if state == 'answer': page.sample('shirt')
+            if state == 'problem':
+                page.one('#file').send_keys(str(tmp_path / 'notes.txt'))
+                page.until(lambda: page.one('#problem').text)
+            weak = [(t, round(contrast(a, b), 2)) for t, a, b in page.js(COLOURS) if contrast(a, b) < 4.5]
+            assert not weak, (lang, state, weak)
+            assert page.js('document.documentElement.scrollWidth') <= size[0], (lang, state)
+    small = [e.accessible_name for e in page.all('button, select') if e.is_displayed() and min(e.rect['width'], e.rect['height']) < 24]
+    assert not small and all(e.accessible_name for e in page.all('button, select, a') if e.is_displayed()), small
+    assert page.one('#shoot').is_displayed() == (size == PHONE)
+
+
+def test_screenshot(page, request):
+    "Only with --screenshot"
+    path = request.config.getoption('--screenshot')
+    if not path: pytest.skip('give --screenshot nbs/images/page.png to write one')
+    page.open(DESKTOP, prefers_color_scheme='light').sample('ankle_boot')
+    page.js('document.activeElement.blur()')
+    time.sleep(1) # the bars have grown
+    with write_beside(path) as tmp: page.driver.save_screenshot(str(tmp))
+    assert Path(path).stat().st_size < 200_000
