@@ -9,8 +9,14 @@ __all__ = ['default_cfgs', 'OPTIMIZERS', 'HISTORY', 'conv_block', 'SimpleCNN', '
            'save_model', 'load_model', 'run_metrics', 'fit']
 
 # %% ../nbs/04_baseline.ipynb #cell-3
+import warnings
+
+# %% ../nbs/04_baseline.ipynb #cell-4
+warnings.filterwarnings('ignore', '.*torch.jit.script.*', FutureWarning) # fastai 2.8 under torch 2.14 says it at every start
+
+# %% ../nbs/04_baseline.ipynb #cell-5
 import json, logging, os, time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,7 +38,7 @@ from .core import Config, ConfigError, FashionError, labels_of, load_config, sav
 from .data import Split, get_dls
 from .results import conditions
 
-# %% ../nbs/04_baseline.ipynb #cell-9
+# %% ../nbs/04_baseline.ipynb #cell-11
 def conv_block(
     c_in: int, # channels in
     c_out: int, # channels out
@@ -40,7 +46,7 @@ def conv_block(
     "3x3 convolution, batch norm, ReLU"
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
 
-# %% ../nbs/04_baseline.ipynb #cell-10
+# %% ../nbs/04_baseline.ipynb #cell-12
 class SimpleCNN(nn.Module):
     "Three convolution blocks, global average pooling, dropout and a linear layer"
     def __init__(self,
@@ -57,7 +63,7 @@ class SimpleCNN(nn.Module):
 
     def forward(self, x): return self.head(self.features(x))
 
-# %% ../nbs/04_baseline.ipynb #cell-11
+# %% ../nbs/04_baseline.ipynb #cell-13
 default_cfgs = generate_default_cfgs({name: dict(input_size=(1, 28, 28), pool_size=None, crop_pct=1.0, first_conv=conv, classifier=head)
     for name, conv, head in [('simple_cnn', 'features.0.0.0', 'head.1'), ('resnet18_28', 'conv1', 'fc')]}) # what timm asks every network for
 
@@ -66,7 +72,7 @@ def simple_cnn(pretrained=False, **kwargs) -> SimpleCNN:
     "The simple CNN, 94 K parameters"
     return build_model_with_cfg(SimpleCNN, 'simple_cnn', pretrained, **kwargs)
 
-# %% ../nbs/04_baseline.ipynb #cell-13
+# %% ../nbs/04_baseline.ipynb #cell-15
 class ResNet28(ResNet):
     "timm's ResNet with a stem for small images: 3x3, stride 1, no pooling"
     def __init__(self, *args, in_chans: int = 1, **kwargs):
@@ -74,13 +80,13 @@ class ResNet28(ResNet):
         self.conv1 = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False)
         self.maxpool = nn.Identity()
 
-# %% ../nbs/04_baseline.ipynb #cell-14
+# %% ../nbs/04_baseline.ipynb #cell-16
 @register_model
 def resnet18_28(pretrained=False, **kwargs) -> ResNet28:
     "ResNet-18 for 28x28 images, 11.2 M parameters; timm's `resnet18` is the one for photographs"
     return build_model_with_cfg(ResNet28, 'resnet18_28', pretrained, block=BasicBlock, layers=[2, 2, 2, 2], **kwargs)
 
-# %% ../nbs/04_baseline.ipynb #cell-15
+# %% ../nbs/04_baseline.ipynb #cell-17
 def build_model(
     cfg: Config, # its `model` section is used
     channels: int, # 1 for grey, 3 for colour
@@ -92,7 +98,7 @@ def build_model(
         raise ConfigError(f'model.arch is {cfg.model.arch!r}, but must be a timm model such as {", ".join(near)}')
     return timm.create_model(cfg.model.arch, num_classes=n_classes, in_chans=channels, drop_rate=cfg.model.dropout)
 
-# %% ../nbs/04_baseline.ipynb #cell-21
+# %% ../nbs/04_baseline.ipynb #cell-23
 def decay_groups(
     model: nn.Module,
 ) -> list[list[nn.Parameter]]: # [weights of 2 and more dimensions, all others]
@@ -100,7 +106,7 @@ def decay_groups(
     params = [p for p in model.parameters() if p.requires_grad]
     return [[p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]]
 
-# %% ../nbs/04_baseline.ipynb #cell-22
+# %% ../nbs/04_baseline.ipynb #cell-24
 OPTIMIZERS = { # name in the configuration -> torch's constructor
     'sgd': partial(torch.optim.SGD, momentum=0.9, nesterov=True),
     'adam': torch.optim.Adam,
@@ -113,7 +119,7 @@ def opt_func(
     "torch's optimiser under fastai's schedules"
     return partial(OptimWrapper, opt=OPTIMIZERS[name])
 
-# %% ../nbs/04_baseline.ipynb #cell-25
+# %% ../nbs/04_baseline.ipynb #cell-27
 class ResumableLearner(Learner):
     "A `Learner` whose `fit` can begin at a later epoch"
     first_epoch = 0
@@ -122,13 +128,13 @@ class ResumableLearner(Learner):
             self.epoch = epoch
             self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
-# %% ../nbs/04_baseline.ipynb #cell-27
+# %% ../nbs/04_baseline.ipynb #cell-29
 def fast_dtype() -> torch.dtype: # bfloat16 with matrix units for it (CUDA, AMX), float32 otherwise
     "The number format in which this machine trains fastest"
     if torch.cuda.is_available(): return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
-# %% ../nbs/04_baseline.ipynb #cell-28
+# %% ../nbs/04_baseline.ipynb #cell-30
 class Precision(Callback):
     "Run the network in `dtype`, images in channels-last layout; the loss stays in float32"
     order = 5
@@ -142,7 +148,7 @@ class Precision(Callback):
         self.context.__exit__(None, None, None)
         self.learn.pred = self.pred.float()
 
-# %% ../nbs/04_baseline.ipynb #cell-30
+# %% ../nbs/04_baseline.ipynb #cell-32
 class Reseed(Callback):
     "Draw every epoch's random numbers from (seed, epoch)"
     order = -20
@@ -151,7 +157,7 @@ class Reseed(Callback):
         set_seed((self.seed * 1_000_003 + self.epoch) % 2**32)
         self.dls.train.epoch = self.epoch
 
-# %% ../nbs/04_baseline.ipynb #cell-32
+# %% ../nbs/04_baseline.ipynb #cell-34
 class TrainingError(FashionError):
     "Training that cannot go on"
 
@@ -163,7 +169,7 @@ class StopOnNaN(Callback):
             raise TrainingError(f'the loss is {self.loss_grad.item()} in epoch {self.epoch}, batch {self.iter} '
                 f'(learning rate {self.opt.hypers[0]["lr"]:.4g}): lower train.lr or raise train.warmup; nothing was saved as a model')
 
-# %% ../nbs/04_baseline.ipynb #cell-33
+# %% ../nbs/04_baseline.ipynb #cell-35
 def make_learner(
     cfg: Config, # the experiment
     splits: dict[str, Split], # 'train' and 'valid'
@@ -180,7 +186,7 @@ def make_learner(
         opt_func=opt_func(cfg.train.optimizer), splitter=decay_groups, metrics=accuracy, wd_bn_bias=True, train_bn=False,
         cbs=[Reseed(cfg.seed), StopOnNaN(), Precision(fast_dtype()), *cbs])
 
-# %% ../nbs/04_baseline.ipynb #cell-38
+# %% ../nbs/04_baseline.ipynb #cell-40
 def _copy(model: nn.Module) -> dict: return {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}
 
 def _plain(opt: OptimWrapper) -> dict:
@@ -220,7 +226,7 @@ class Checkpoint(Callback):
         self.opt.load_state_dict(state['opt'])
         for name, cb in self._memories().items(): cb.load_state_dict(state['memories'][name])
 
-# %% ../nbs/04_baseline.ipynb #cell-40
+# %% ../nbs/04_baseline.ipynb #cell-42
 class TrainingLog(Callback):
     "One line an epoch in a log file and, if `verbose`, on the terminal"
     order = 52
@@ -237,7 +243,7 @@ class TrainingLog(Callback):
         self.write(f'epoch {self.epoch + 1}/{self.n_epoch} train_loss {train_loss:.4f} valid_loss {valid_loss:.4f} '
                    f'accuracy {acc:.4f} lr {self.opt.hypers[0]["lr"]:.5f} seconds {time.time() - self.recorder.start_epoch:.1f}')
 
-# %% ../nbs/04_baseline.ipynb #cell-42
+# %% ../nbs/04_baseline.ipynb #cell-44
 def flatten(
     nested: dict, # e.g. `dataclasses.asdict(cfg)`
     prefix: str = '',
@@ -247,7 +253,7 @@ def flatten(
     for k, v in nested.items(): out |= flatten(v, f'{prefix}{k}.') if isinstance(v, dict) else {prefix + k: v}
     return out
 
-# %% ../nbs/04_baseline.ipynb #cell-44
+# %% ../nbs/04_baseline.ipynb #cell-46
 class MLflowTracker(Callback):
     "Record a run in MLflow"
     order = 53
@@ -259,7 +265,7 @@ class MLflowTracker(Callback):
         "Open the run, or the one to continue"
         import mlflow
         self.mlflow, store = mlflow, self.run_dir.parents[1].resolve()
-        logging.getLogger('alembic').setLevel(logging.WARNING)
+        for chatty in ('alembic', 'mlflow.store.db.utils'): logging.getLogger(chatty).setLevel(logging.WARNING)
         local = not os.environ.get('MLFLOW_TRACKING_URI')
         if local: mlflow.set_tracking_uri(f'sqlite:///{store}/mlflow.db')
         if not mlflow.get_experiment_by_name(self.cfg.name):
@@ -275,7 +281,7 @@ class MLflowTracker(Callback):
     def log_artifact(self, path: Path): self.mlflow.log_artifact(str(path))
     def end(self, status: str): self.mlflow.end_run(status)
 
-# %% ../nbs/04_baseline.ipynb #cell-46
+# %% ../nbs/04_baseline.ipynb #cell-48
 def save_model(
     model: nn.Module, # built by `build_model`
     folder: str | Path, # made if needed
@@ -290,7 +296,7 @@ def save_model(
     save_for_hf(model, str(folder), safe_serialization=True, data_config=stats,
         model_config=dict(label_names=[l.key for l in labels_of(cfg.data.dataset)]))
 
-# %% ../nbs/04_baseline.ipynb #cell-47
+# %% ../nbs/04_baseline.ipynb #cell-49
 def load_model(
     folder: str | Path, # holds config.json and model.safetensors
 ) -> nn.Module: # in evaluation mode; `.pretrained_cfg` has mean, std and input_size
@@ -299,7 +305,7 @@ def load_model(
         raise ConfigError(f'no network in {folder}: give a folder with config.json and model.safetensors, such as runs/NAME/RUN/best_model')
     return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
 
-# %% ../nbs/04_baseline.ipynb #cell-50
+# %% ../nbs/04_baseline.ipynb #cell-52
 HISTORY = ('epoch', 'train_loss', 'valid_loss', 'accuracy', 'seconds') # the columns of a checkpoint's history
 
 def run_metrics(
@@ -316,7 +322,7 @@ def run_metrics(
         precision=str(fast_dtype()).removeprefix('torch.'), history=[dict(zip(HISTORY, row)) for row in checkpoint.history],
         conditions=conditions(f'fashion_train --config configs/{cfg.name}.yaml'))
 
-# %% ../nbs/04_baseline.ipynb #cell-51
+# %% ../nbs/04_baseline.ipynb #cell-53
 def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, train: Split) -> dict:
     "Write the models and the metrics of a run that has ended well"
     data, (n, height, width, channels) = learn.dls.train, train.images.shape
@@ -327,7 +333,7 @@ def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, 
     with write_beside(run_dir/'metrics.json') as tmp: tmp.write_text(json.dumps(metrics, indent=2) + '\n')
     return metrics
 
-# %% ../nbs/04_baseline.ipynb #cell-52
+# %% ../nbs/04_baseline.ipynb #cell-54
 def _prepare_run(cfg: Config, run_dir: Path, resume: bool):
     "Make the run's folder, or check that it can be continued"
     saved, started = run_dir/'config.yaml', (run_dir/'checkpoint'/'last.pt').is_file()
@@ -337,7 +343,7 @@ def _prepare_run(cfg: Config, run_dir: Path, resume: bool):
     elif started: raise ConfigError(f'{run_dir} already holds a run: continue it with --resume or give another --run')
     save_config(cfg, saved)
 
-# %% ../nbs/04_baseline.ipynb #cell-53
+# %% ../nbs/04_baseline.ipynb #cell-55
 def fit(
     cfg: Config, # the experiment
     splits: dict[str, Split], # 'train' and 'valid'
@@ -357,7 +363,8 @@ def fit(
     status = 'FAILED'
     try:
         log.write(f'start at epoch {learn.first_epoch + 1} of {cfg.train.epochs}: {cfg.model.arch}, {len(splits["train"].labels)} images')
-        with learn.no_bar() if verbose else nullcontext():
+        with ExitStack() as quiet:
+            if verbose: quiet.enter_context(learn.no_bar()), quiet.enter_context(learn.no_logging())
             moms = (cfg.train.momentum,) * 3
             learn.fit_one_cycle(cfg.train.epochs, cfg.train.lr, pct_start=cfg.train.warmup, moms=moms, wd=[cfg.train.weight_decay, 0.0])
         metrics = _finish(learn, cfg, run_dir, checkpoint, splits['train'])

@@ -26,8 +26,8 @@ async def lifespan(app: FastAPI):
     "Load the models beside the first requests: /livez answers at once, /readyz when they can be used"
     loading = asyncio.create_task(app.state.engine.start())
     yield
-    app.state.engine.stop()
     await loading
+    app.state.engine.stop()
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -167,8 +167,8 @@ function showAnswer() {
 function showProblem() {
   const { problem } = state;
   if (!problem) return $('problem').replaceChildren();
-  const own = text('problems')[problem.code];
-  $('problem').replaceChildren(element('strong', text('sorry')), element('span', own ?? problem.detail));
+  const said = text('problems')[problem.code] ?? `${problem.detail[0].toUpperCase()}${problem.detail.slice(1)}.`;
+  $('problem').replaceChildren(element('strong', text('sorry')), element('span', said));
 }
 
 function showBars(predictions) {
