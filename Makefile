@@ -23,7 +23,7 @@ help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
 
 run: serve-env ## serve the shipped models and the page (HOST=127.0.0.1 PORT=8000)
-	@echo "The page: http://$(HOST):$(PORT)/ (Ctrl-C ends it)"
+	@echo "Starting the service; Ctrl-C ends it."
 	@exec .venv-serve/bin/fashion_serve --host "$(HOST)" --port "$(PORT)"
 
 serve-env: ## make .venv-serve, the serving environment, without torch
@@ -48,8 +48,8 @@ export: env ## write fashion_nbdev/ from the notebooks
 docs: env ## write README.md from nbs/index.ipynb
 	$(BIN)/python scripts/readme.py
 
-lock: env ## resolve constraints.txt and serve's hashed requirements (UPGRADE=1 for the newest)
-	UPGRADE=$(UPGRADE) scripts/lock.sh $(BIN)/python
+lock: ## resolve constraints.txt and serve's hashed requirements (UPGRADE=1 for the newest)
+	@UPGRADE=$(UPGRADE) scripts/lock.sh "$$(scripts/environment.sh python)"
 
 clean: ## remove environments, caches and built files, never data, runs or models
 	rm -rf .venv .venv-serve .pytest_cache .ruff_cache .hypothesis build dist _docs _proc *.egg-info

@@ -35,7 +35,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 from .core import Config, ConfigError, FashionError, labels_of, load_config, save_config, set_seed, write_beside
-from .data import Split, get_dls
+from .data import Split, data_hash, get_dls
 from .results import conditions
 
 # %% ../nbs/04_baseline.ipynb #cell-11
@@ -313,6 +313,7 @@ def run_metrics(
     checkpoint: Checkpoint, # of a run that has ended
     n_train: int, # training images
     parameters: int, # of the network
+    conditions: dict, # from `results.conditions`, taken when the run began
 ) -> dict: # plain values, written to metrics.json
     "What a run reached, how fast and on what"
     seconds = sum(row[-1] for row in checkpoint.history)
@@ -320,16 +321,16 @@ def run_metrics(
         final_valid_accuracy=checkpoint.last['accuracy'], epochs=len(checkpoint.history), seconds=seconds,
         images_per_second=n_train * len(checkpoint.history) / seconds, parameters=parameters,
         precision=str(fast_dtype()).removeprefix('torch.'), history=[dict(zip(HISTORY, row)) for row in checkpoint.history],
-        conditions=conditions(f'fashion_train --config configs/{cfg.name}.yaml'))
+        conditions=conditions)
 
 # %% ../nbs/04_baseline.ipynb #cell-53
-def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, train: Split) -> dict:
+def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, train: Split, begun: dict) -> dict:
     "Write the models and the metrics of a run that has ended well"
     data, (n, height, width, channels) = learn.dls.train, train.images.shape
     for name, kept in (('best_model', checkpoint.best), ('final_model', checkpoint.last)):
         learn.model.load_state_dict(kept['weights'])
         save_model(learn.model, run_dir/name, cfg, data.mean, data.std, (channels, height, width))
-    metrics = run_metrics(cfg, checkpoint, n, sum(p.numel() for p in learn.model.parameters()))
+    metrics = run_metrics(cfg, checkpoint, n, sum(p.numel() for p in learn.model.parameters()), begun)
     with write_beside(run_dir/'metrics.json') as tmp: tmp.write_text(json.dumps(metrics, indent=2) + '\n')
     return metrics
 
@@ -354,7 +355,7 @@ def fit(
     verbose: bool = False, # a line an epoch on the terminal instead of a progress bar
 ) -> dict: # what metrics.json holds; raises `ConfigError`, `TrainingError`
     "Train one experiment from start or checkpoint to saved models"
-    run_dir = Path(run_dir)
+    run_dir, begun = Path(run_dir), conditions(f'fashion_train --config configs/{cfg.name}.yaml', train_hash=data_hash(splits['train']))
     _prepare_run(cfg, run_dir, resume)
     checkpoint, log, tracker = Checkpoint(run_dir/'checkpoint'/'last.pt'), TrainingLog(run_dir/'logs'/'training.log', verbose), MLflowTracker(cfg, run_dir)
     learn = make_learner(cfg, splits, augment, (*cbs, checkpoint, log, tracker))
@@ -367,7 +368,7 @@ def fit(
             if verbose: quiet.enter_context(learn.no_bar()), quiet.enter_context(learn.no_logging())
             moms = (cfg.train.momentum,) * 3
             learn.fit_one_cycle(cfg.train.epochs, cfg.train.lr, pct_start=cfg.train.warmup, moms=moms, wd=[cfg.train.weight_decay, 0.0])
-        metrics = _finish(learn, cfg, run_dir, checkpoint, splits['train'])
+        metrics = _finish(learn, cfg, run_dir, checkpoint, splits['train'], begun)
         log.write(f'done: validation accuracy {metrics["valid_accuracy"]:.4f} in epoch {metrics["best_epoch"]}')
         for name in ('config.yaml', 'metrics.json', 'logs', 'best_model'): tracker.log_artifact(run_dir/name)
         status = 'FINISHED'

@@ -8,7 +8,6 @@ __all__ = ['data_info', 'ExportReport', 'export_model', 'find_run', 'fashion_exp
 
 # %% ../nbs/07_export.ipynb #cell-5
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,8 @@ from .evaluate import score, summary
 from .improvements import ResNet9 # noqa: F401 (the import registers the project's networks with timm)
 from .model_file import ModelInfo, pack_model
 from .predict import Predictor
-from .quantize import ServedModel, Variant, as_predictor, choose_variant, export_onnx, fit_temperature, make_variants, predict_logits, torch_gap, variants_table
+from .quantize import ServedModel, Variant, as_predictor, choose_variant, export_onnx, fit_temperature, make_variants
+from .quantize import predict_logits, torch_gap, variants_table
 from .results import conditions, write_results
 
 # %% ../nbs/07_export.ipynb #cell-11
@@ -74,6 +74,12 @@ def _test_scores(variant: Variant, info: ModelInfo, splits: dict) -> tuple[np.nd
     logits = predict_logits(as_predictor(variant.data, info), splits['test'].images)
     return logits, score(logits, splits['test'].labels, info.labels, fit_temperature(variant.logits, splits['valid'].labels))
 
+def _origin(cfg: Config, test: Split, command: str) -> dict:
+    "The fields of a description that say where it comes from"
+    cond = conditions(command)
+    return dict(data_hash=data_hash(test), command=cond['command'] or '', commit=cond['commit'] or '', created=cond['date'],
+                licences=dict(data=DATASETS[cfg.data.dataset].licence, weights='Apache-2.0, trained from random initialisation'))
+
 # %% ../nbs/07_export.ipynb #cell-16
 def export_model(
     net: nn.Module, # trained, with `pretrained_cfg` as `load_model` gives
@@ -84,10 +90,8 @@ def export_model(
     command: str = '', # recorded in the file
 ) -> ExportReport: # raises `FashionError`
     "Export, quantise, compare, choose, measure and write a model"
-    stats, cond = net.pretrained_cfg, conditions(command)
-    served = ServedModel(net.eval(), stats['mean'], stats['std']).eval()
-    info = data_info(cfg, splits['test'], data_hash=data_hash(splits['test']), command=cond['command'] or '', commit=cond['commit'] or '', created=datetime.now(UTC).isoformat(timespec='seconds'),
-                     licences=dict(data=DATASETS[cfg.data.dataset].licence, weights='Apache-2.0, trained from random initialisation'))
+    served = ServedModel(net.eval(), net.pretrained_cfg['mean'], net.pretrained_cfg['std']).eval()
+    info = data_info(cfg, splits['test'], **_origin(cfg, splits['test'], command))
     fp32 = export_onnx(served, info.height, info.width, info.channels)
     gap = torch_gap(served, as_predictor(fp32, info), splits['valid'].images[:64])
     if gap > 1e-2: raise FashionError(f'torch and ONNX differ by {gap:.2g} in a logit, at most 0.01 is allowed: nothing was written')
@@ -127,9 +131,9 @@ def _result_rows(report: ExportReport, cfg: Config) -> list[dict]:
 def fashion_export(
     run: Param('folder of a trained run; the newest of the experiment if not given', str, opt=False, nargs='?', default='') = '', # path
     config: str = 'configs/fashion_mnist.yaml', # the experiment, where no run is given
-    out: str = '', # the file to serve: models/NAME.onnx, or in the run's folder if it learnt from samples
-    fp32: str = '', # the FP32 model: model_fp32.onnx in the run's folder
-    results: str = '', # what was measured: results/export_NAME.json, or in the run's folder
+    out: str = '', # the file to serve; if not given models/NAME.onnx, or in the run's folder if it learnt from samples
+    fp32: str = '', # the FP32 model; if not given model_fp32.onnx in the run's folder
+    results: str = '', # what was measured; if not given results/export_NAME.json, or in the run's folder
     samples: bool = False, # calibrate and measure on the committed slice
     runs: str = 'runs', # folder of all runs
 ) -> ExportReport:
@@ -137,12 +141,12 @@ def fashion_export(
     folder = Path(run) if run else find_run(runs, load_config(config).name)
     cfg, net = load_config(folder/'config.yaml'), load_model(folder/'best_model')
     cfg.data.samples = cfg.data.samples or samples
-    place = (lambda top, name: folder/name) if cfg.data.samples else (lambda top, name: Path(top)/name)
     splits = load_dataset(cfg.data.dataset, cfg.data.valid_size, samples=cfg.data.samples)
-    out, fp32, results = (Path(given or usual) for given, usual in ((out, place('models', f'{cfg.name}.onnx')), (fp32, folder/'model_fp32.onnx'), (results, place('results', f'export_{cfg.name}.json'))))
-    line = f'fashion_export {folder}'
-    report = export_model(net, cfg, splits, out, fp32, line)
-    write_results(results, _result_rows(report, cfg), key=('model', 'variant'), **conditions(line, n_runs=1, latency_runs=300, threads=1, data_hash=data_hash(splits['test'])))
+    models, measured = (folder, folder) if cfg.data.samples else (Path('models'), Path('results')) # a try on samples replaces nothing
+    line = f'fashion_export {folder}' + ' --samples' * samples
+    report = export_model(net, cfg, splits, out or models/f'{cfg.name}.onnx', fp32 or folder/'model_fp32.onnx', line)
+    write_results(results or measured/f'export_{cfg.name}.json', _result_rows(report, cfg), key=('model', 'variant'),
+                  **conditions(line, latency_runs=300, threads=1, data_hash=data_hash(splits['test'])))
     print(report)
     return report
 
@@ -178,7 +182,8 @@ def class_lines(
     "Precision, recall and F1 of each class as plain text"
     width = max(len(r['label']) for r in scores['per_class'])
     head = f'{"":<{width}} {"images":>7} {"precision":>10} {"recall":>10} {"f1":>10}'
-    return '\n'.join([head, *(f'{r["label"]:<{width}} {r["support"]:>7,} {r["precision"]:>10.1%} {r["recall"]:>10.1%} {r["f1"]:>10.1%}' for r in scores['per_class'])])
+    def line(r): return f'{r["label"]:<{width}} {r["support"]:>7,} {r["precision"]:>10.1%} {r["recall"]:>10.1%} {r["f1"]:>10.1%}'
+    return '\n'.join([head, *map(line, scores['per_class'])])
 
 # %% ../nbs/07_export.ipynb #cell-28
 @command
@@ -199,6 +204,8 @@ def fashion_evaluate(
     verdict = compare_with_file(scores, info, hash_)
     print(f'{info.name} {info.version} on {name} {split}: {summary(scores)}\n{verdict}\n{class_lines(scores)}')
     if not out and not samples: out = f'results/evaluate_{info.name}{"" if split == "test" else "_" + split}.json'
-    line = f'fashion_evaluate --model {model}' + (f' --dataset {dataset}' if dataset else '') + (f' --split {split}' if split != 'test' else '') + ' --samples' * samples
-    if out: write_results(out, dict(model=info.name, version=info.version, dataset=name, split=split, verdict=verdict, **scores), **conditions(line, threads=threads, data_hash=hash_))
+    if out:
+        line = f'fashion_evaluate --model {model} --dataset {name} --split {split}' + ' --samples' * samples
+        row = dict(model=info.name, version=info.version, dataset=name, split=split, verdict=verdict, **scores)
+        write_results(out, row, **conditions(line, threads=threads, data_hash=hash_))
     return scores

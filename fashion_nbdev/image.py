@@ -163,7 +163,8 @@ def _webp_exif(data: bytes) -> bytes:
 
 def _parse_bmp(data: bytes) -> _Parts:
     if data[14] == 12: return _Parts(*struct.unpack_from('<HH', data, 18), data)
-    width, height, compression = struct.unpack_from('<Ii4xI', data, 18)
+    width, height, bits, compression, colours = struct.unpack_from('<Ii2xHI12xI', data, 18)
+    if bits <= 8 and colours > 256: raise ValueError('a palette of more than 256 colours') # Pillow would look at each of 65,536
     if compression in (1, 2): raise ImageError('unsupported_format', 'the file is a run-length compressed BMP, but must be a plain one')
     return _Parts(width, abs(height), data)
 

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .baseline import conv_block, fit
 from .core import AugmentConfig, Config, ConfigError, command, load_config, repo_root
-from .data import load_dataset, take
+from .data import load_dataset, take, validate
 
 # %% ../nbs/05_improvements.ipynb #cell-7
 class Residual(nn.Module):
@@ -173,6 +173,7 @@ def fashion_train(
     cfg = load_config(config, set)
     run_dir = _run_dir(Path(runs), cfg.name, run, resume)
     splits = load_dataset(cfg.data.dataset, cfg.data.valid_size, samples=cfg.data.samples)
+    validate(splits, cfg.data.dataset)
     if cfg.data.limit: splits = {k: take(v, min(cfg.data.limit, len(v.labels)), cfg.seed) for k, v in splits.items()}
     cbs = (EMA(cfg.train.ema_decay),) if cfg.train.ema_decay else ()
     metrics = fit(cfg, splits, run_dir, make_augment(cfg.augment), cbs, resume, verbose)

@@ -82,11 +82,13 @@ def _open_session(data: bytes, provider: str, threads: int) -> tuple[ort.Inferen
     "A session and the name of the provider it really uses"
     offered = offered_providers()
     wanted = offered[-1] if provider == 'auto' else provider
-    if wanted not in offered: raise ModelError(f'provider {provider!r} is not offered by this ONNX Runtime: choose one of {", ".join(offered)}, auto')
+    if wanted not in offered:
+        raise ModelError(f'provider {provider!r} is not offered by this ONNX Runtime: choose one of {", ".join(offered)}, auto')
     try: session = ort.InferenceSession(data, _session_options(threads), providers=[p for p in PROVIDERS[wanted] if p in ort.get_available_providers()])
     except Exception as e: raise ModelError(f'ONNX Runtime cannot run it: {_first_line(e)}') from None
     used = next(name for name, order in PROVIDERS.items() if order[0] == session.get_providers()[0])
-    if provider not in ('auto', used): raise ModelError(f'provider {provider!r} did not start, {used!r} would be used: check its driver and libraries, or ask for {used}')
+    if provider not in ('auto', used):
+        raise ModelError(f'provider {provider!r} did not start, {used!r} would be used: check its driver and libraries, or ask for {used}')
     return session, used
 
 # %% ../nbs/06_predict.ipynb #cell-13
@@ -108,7 +110,7 @@ def _prepare_array(img: np.ndarray, info: ModelInfo, limits: ImageLimits) -> np.
 def _read_file(path: str | Path, limits: ImageLimits) -> bytes: # at most one byte more than the limit is read
     try:
         with open(path, 'rb') as f: return f.read(limits.max_bytes + 1)
-    except (OSError, ValueError) as e: raise ImageError('unreadable', f'cannot be read ({getattr(e, "strerror", None) or e})') from None
+    except (OSError, ValueError) as e: raise ImageError('unreadable', f'{str(path)!r} cannot be read ({getattr(e, "strerror", None) or e})') from None
 
 def _softmax(x: np.ndarray) -> np.ndarray: # float32 [n, classes], rows sum to 1
     e = np.exp(x - x.max(axis=1, keepdims=True), dtype=np.float64)
@@ -117,9 +119,11 @@ def _softmax(x: np.ndarray) -> np.ndarray: # float32 [n, classes], rows sum to 1
 # %% ../nbs/06_predict.ipynb #cell-15
 def _check_request(info: ModelInfo, top_k: int, lang: str, batch_size: int):
     n = len(info.labels)
-    if type(top_k) is not int or not 1 <= top_k <= n: raise ModelError(f'top_k is {top_k!r}, but must be a whole number from 1 to {n}, the classes of {info.name}')
+    if type(top_k) is not int or not 1 <= top_k <= n:
+        raise ModelError(f'top_k is {top_k!r}, but must be a whole number from 1 to {n}, the classes of {info.name}')
     if lang not in ('en', 'ru'): raise ModelError(f"lang is {lang!r}, but must be 'en' or 'ru'")
-    if type(batch_size) is not int or not 1 <= batch_size <= 4096: raise ModelError(f'batch_size is {batch_size!r}, but must be a whole number from 1 to 4096')
+    if type(batch_size) is not int or not 1 <= batch_size <= 4096:
+        raise ModelError(f'batch_size is {batch_size!r}, but must be a whole number from 1 to 4096')
 
 def _top(probs: np.ndarray, info: ModelInfo, top_k: int, lang: str) -> tuple[Score, ...]:
     order = np.argsort(-probs, kind='stable')[:top_k]
@@ -143,7 +147,8 @@ class Predictor:
         self._session, self.provider = _open_session(data, provider, threads)
         self.logits(np.zeros((1, self.info.height, self.info.width, self.info.channels), np.uint8))
 
-    def __repr__(self): return f'Predictor({self.info.name} {self.info.version}, {len(self.info.labels)} classes, {self.provider}, {self.threads} thread{"s" * (self.threads > 1)})'
+    def __repr__(self):
+        return f'Predictor({self.info.name} {self.info.version}, {len(self.info.labels)} classes, {self.provider}, threads={self.threads})'
 
     @classmethod
     def load(cls,
@@ -162,7 +167,8 @@ class Predictor:
         i = self.info
         if isinstance(x, np.ndarray): return _prepare_array(x, i, self.limits)
         if isinstance(x, (str, os.PathLike)): x = _read_file(x, self.limits)
-        if not isinstance(x, (bytes, bytearray, memoryview)): raise ImageError('bad_array', f'got {type(x).__name__}, but must be the bytes of an image file, its path, or a uint8 array')
+        if not isinstance(x, (bytes, bytearray, memoryview)):
+            raise ImageError('bad_array', f'got {type(x).__name__}, but must be the bytes of an image file, its path, or a uint8 array')
         return read_image(bytes(x), i.height, i.width, i.channels, i.resize, i.crop_pct, self.limits)
 
     def logits(self,
@@ -175,7 +181,8 @@ class Predictor:
         if not len(batch): return np.zeros((0, len(i.labels)), np.float32)
         try: out = self._session.run(['logits'], {'image': np.ascontiguousarray(batch)})[0]
         except Exception as e: raise ModelError(f'ONNX Runtime failed: {_first_line(e)}') from None
-        if out.shape != (len(batch), len(i.labels)) or not np.isfinite(out).all(): raise ModelError(f'network gave logits {list(out.shape)} with {np.isfinite(out).mean():.0%} finite, expected {[len(batch), len(i.labels)]}')
+        if out.shape != (want := (len(batch), len(i.labels))) or not np.isfinite(out).all():
+            raise ModelError(f'network gave logits {list(out.shape)}, {np.isfinite(out).mean():.0%} of them finite, but must give finite {list(want)}')
         return out
 
     def probabilities(self,
@@ -284,7 +291,7 @@ def predict_files(
     out: str | Path = '', # .csv, .jsonl or .parquet file; printed as a table if empty
     lang: str = 'en', # of the names: 'en' or 'ru'
     batch_size: int = 32, # images that go through the network together
-    workers: int = 2, # decoding threads
+    workers: int = min(4, os.cpu_count() or 1), # decoding threads
 ) -> tuple[int, int]: # images tried, and how many of them failed
     "Classify files in constant memory; the output is written completely or not at all"
     _check_request(predictor.info, top_k, lang, batch_size)
@@ -316,5 +323,6 @@ def fashion_predict(
     start = time.perf_counter()
     total, failed = predict_files(inputs, predictor, top_k, out, lang, batch_size)
     rate = total / (time.perf_counter() - start)
-    print(f'{total:,} images, {failed:,} failed, {rate:,.0f} images/s, {predictor}' + (f' -> {out}' if out else ''), file=sys.stderr)
+    done = f'{total:,} images, {failed:,} failed, {rate:,.0f} images/s, {predictor.info.name} {predictor.info.version} on {predictor.provider}'
+    print(done + (f' -> {out}' if out else ''), file=sys.stderr)
     if failed: raise SystemExit(1)

@@ -136,7 +136,8 @@ class Variant:
     latency_ms: float # median for one image in one thread
 
     @property
-    def row(self) -> dict: return dict(variant=self.name, bytes=len(self.data), valid_accuracy=self.accuracy, valid_agreement=self.agreement, latency_ms=self.latency_ms)
+    def row(self) -> dict: # for results files
+        return dict(variant=self.name, bytes=len(self.data), valid_accuracy=self.accuracy, valid_agreement=self.agreement, latency_ms=self.latency_ms)
 
 def median_latency(
     predictor: Predictor, # loaded with the threads to measure
@@ -188,7 +189,7 @@ def choose_variant(
     fp32, *int8 = variants
     best = max(v.accuracy for v in int8)
     if best < fp32.accuracy - max_loss - 1e-9: return fp32
-    good = [v for v in int8 if v.accuracy >= best - 0.0005]
+    good = [v for v in int8 if v.accuracy >= best - 0.001]
     fast = [v for v in good if v.latency_ms <= 1.15 * min(v.latency_ms for v in good)]
     return max(fast, key=lambda v: v.agreement)
 
@@ -199,7 +200,8 @@ def variants_table(
 ) -> str: # a line each
     "Size, accuracy, agreement and latency side by side"
     head = f'  {"variant":<14} {"KB":>8} {"validation":>11} {"agreement":>10} {"ms":>7}'
-    return '\n'.join([head, *(f'{"*" if v is chosen else " "} {v.name:<14} {len(v.data)/1000:>8,.0f} {v.accuracy:>11.2%} {v.agreement:>10.2%} {v.latency_ms:>7.3f}' for v in variants)])
+    def line(v): return f'{v.name:<14} {len(v.data)/1000:>8,.0f} {v.accuracy:>11.2%} {v.agreement:>10.2%} {v.latency_ms:>7.3f}'
+    return '\n'.join([head, *(f'{"*" if v is chosen else " "} {line(v)}' for v in variants)])
 
 # %% ../nbs/06a_quantize.ipynb #cell-42
 def fit_temperature(

@@ -65,7 +65,8 @@ def write_table(
     "A table file, written completely or not at all"
     suffix = Path(out).suffix.lower()
     if suffix not in _WRITERS: raise FashionError(f'--out is {str(out)!r}, but must end in {", ".join(_WRITERS)}')
-    if suffix == '.parquet' and not importlib.util.find_spec('pyarrow'): raise FashionError("--out to .parquet needs pyarrow: pip install 'fashion_nbdev[train]', or choose .csv or .jsonl")
+    if suffix == '.parquet' and not importlib.util.find_spec('pyarrow'):
+        raise FashionError("--out to .parquet needs pyarrow: pip install 'fashion_nbdev[train]', or choose .csv or .jsonl")
     return _write_table(out, columns, _WRITERS[suffix])
 
 @contextmanager

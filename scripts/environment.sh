@@ -1,18 +1,9 @@
 #!/usr/bin/env bash
-# environment.sh serve|dev: make .venv-serve or .venv, or leave it as it is when it is up to date.
+# environment.sh serve|dev: make .venv-serve or .venv, or leave it as it is when it is up to date; environment.sh python: name the Python.
 # PYTHON names the Python to use; otherwise the first on PATH that runs, is 3.11 to 3.13 and can make environments.
 # The environment counts as made only once its stamp is written, which is the last thing that happens.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
-case ${1:-} in
-    serve) venv=.venv-serve needs="the serving environment, without torch, under a minute"
-           inputs="serve/requirements.txt serve/build-requirements.txt pyproject.toml" ;;
-    dev)   venv=.venv needs="the development environment, about 7 GB, several minutes"
-           inputs="constraints.txt pyproject.toml" ;;
-    *)     echo "environment.sh: say serve or dev, not '${1:-}'" >&2; exit 2 ;;
-esac
-stamp=$venv/.made
 
 usable() { # usable PYTHON: does it start, is it 3.11 to 3.13, can it make environments with pip? (a pyenv shim may not even start)
     "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
@@ -35,6 +26,16 @@ find_python() {
     fi
     return 1
 }
+
+case ${1:-} in
+    python) find_python; exit ;;
+    serve) venv=.venv-serve needs="the serving environment, without torch, under a minute"
+           inputs="serve/requirements.txt serve/build-requirements.txt pyproject.toml" ;;
+    dev)   venv=.venv needs="the development environment, about 7 GB, several minutes"
+           inputs="constraints.txt pyproject.toml" ;;
+    *)     echo "environment.sh: say serve, dev or python, not '${1:-}'" >&2; exit 2 ;;
+esac
+stamp=$venv/.made
 
 # What the stamp holds: where the environment lies (environments cannot be moved), its Python, and what it was made from.
 identity() { "$venv/bin/python" - "$PWD" $inputs <<'PY'

@@ -231,6 +231,7 @@ def hostile():
         'a million segments': (jpeg[:2] + b'\xff\xfe\0\2'*1_000_000 + jpeg[2:], 'corrupt'),
         'gif with a huge canvas': (gif[:6] + b'\xff\xff\xff\xff' + gif[10:], 'side_too_long'),
         'png of no pixels': (png[:16] + bytes(8) + png[24:], 'corrupt'),
+        'bmp with 65,535 colours': (b'BM' + bytes(8) + struct.pack('<IIiiHHI4I', 62, 40, 9, 9, 1, 1, 0, 36, 0, 0, 65535) + bytes(200), 'corrupt'),
         'bmp with negative width': (b'BM' + bytes(8) + struct.pack('<IIiiHHI', 54, 40, -5, 5, 1, 24, 0) + bytes(200), 'side_too_long'),
     }
 
