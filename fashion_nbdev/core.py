@@ -115,6 +115,8 @@ def option(
 class DataConfig:
     "What is learnt from"
     dataset: str = option('fashion_mnist', choices=tuple(LABELS)) # a name in `data.DATASETS`
+    archive: str = option('') # a folder, zip or tar of your own in the data set's format; empty fetches the public one
+    verify: bool = option(True) # refuse files that are not the published ones; off for your own
     valid_size: int = option(5000, 10, 50_000) # training images set aside, stratified, to choose with
     limit: int = option(0, 0) # stratified images kept of each split; 0 keeps all
     samples: bool = option(False) # learn from the few hundred committed images: a try that works anywhere

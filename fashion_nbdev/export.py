@@ -18,7 +18,7 @@ from .baseline import load_model
 from .core import Config, ConfigError, FashionError, command, labels_of, load_config, lookup, write_beside
 from .data import DATASETS, Split, data_hash, load_dataset, take
 from .evaluate import score, summary
-from .improvements import ResNet9 # noqa: F401 (the import registers the project's networks with timm)
+from .improvements import ResNet9 # the import registers the project's networks with timm
 from .model_file import ModelInfo, pack_model
 from .predict import Predictor
 from .quantize import ServedModel, Variant, as_predictor, choose_variant, export_onnx, fit_temperature, make_variants
@@ -150,7 +150,7 @@ def fashion_export(
     print(report)
     return report
 
-# %% ../nbs/07_export.ipynb #cell-26
+# %% ../nbs/07_export.ipynb #cell-27
 def find_dataset(
     info: ModelInfo, # of a model file
     name: str = '', # given by the user, or empty
@@ -175,7 +175,7 @@ def compare_with_file(
     if abs(scores['accuracy'] - said) <= 0.0005: return f'agrees with the file, which says {said:.2%}'
     return f'DIFFERS from the file, which says {said:.2%} for the same images'
 
-# %% ../nbs/07_export.ipynb #cell-27
+# %% ../nbs/07_export.ipynb #cell-28
 def class_lines(
     scores: dict, # from `evaluate.score`
 ) -> str: # a line for each class
@@ -185,7 +185,7 @@ def class_lines(
     def line(r): return f'{r["label"]:<{width}} {r["support"]:>7,} {r["precision"]:>10.1%} {r["recall"]:>10.1%} {r["f1"]:>10.1%}'
     return '\n'.join([head, *map(line, scores['per_class'])])
 
-# %% ../nbs/07_export.ipynb #cell-28
+# %% ../nbs/07_export.ipynb #cell-29
 @command
 def fashion_evaluate(
     model: str = 'fashion_mnist', # a model's name, or the path of an .onnx file

@@ -173,6 +173,7 @@ def _orientation(exif: bytes) -> int:
     "EXIF orientation, 1 to 8; 1 when it is missing or unreadable"
     exif = exif.removeprefix(b'Exif\0\0')
     order = {b'II*\0': '<', b'MM\0*': '>'}.get(exif[:4])
+    if order is None: return 1
     try:
         start, = struct.unpack_from(f'{order}I', exif, 4)
         count, = struct.unpack_from(f'{order}H', exif, start)
@@ -194,10 +195,10 @@ def _check_bytes(data: bytes, limits: ImageLimits) -> bytes:
 def _check_size(parts: _Parts, limits: ImageLimits):
     width, height = parts.width, parts.height
     if not width or not height: raise ImageError('corrupt', f'the picture is {width} x {height} pixels: there is nothing in it')
-    if max(width, height) > limits.max_side:
-        raise ImageError('side_too_long', f'the picture is {width:,} x {height:,} pixels, but a side must have at most {limits.max_side:,}')
     if width*height > limits.max_pixels:
         raise ImageError('too_many_pixels', f'the picture has {width*height:,} pixels ({width:,} x {height:,}), but must have at most {limits.max_pixels:,}')
+    if max(width, height) > limits.max_side:
+        raise ImageError('side_too_long', f'the picture is {width:,} x {height:,} pixels, but a side must have at most {limits.max_side:,}')
     if parts.scans > limits.max_jpeg_scans:
         raise ImageError('too_many_scans', f'the JPEG has more than {limits.max_jpeg_scans} scans: save it again as an ordinary JPEG')
 
@@ -255,8 +256,9 @@ def _flatten(im: Image.Image, mode: str) -> Image.Image:
     "`im` in mode 'L' or 'RGB', transparency over white"
     if im.mode.startswith('I'): im = _eight_bits(im)
     if im.has_transparency_data:
-        im = im.convert('RGBA')
-        im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
+        im, page = im.convert('RGBA'), Image.new('RGB', im.size, 'white')
+        page.paste(im, mask=im)
+        im = page
     return im if im.mode == mode else im.convert(mode)
 
 # %% ../nbs/01_image.ipynb #cell-47
@@ -337,9 +339,10 @@ def _trim(img: np.ndarray) -> np.ndarray:
 def _fashion_mnist(im: Image.Image, height: int, width: int) -> Image.Image:
     if (shrink := max(im.size)//(8*max(height, width))) > 1: im = im.reduce(shrink) # averages a camera's noise away
     img = np.asarray(im)
-    if img.shape == (height, width) and _border(img).mean() <= 127.5: return im
+    if img.shape == (height, width): return im if _border(img).mean() <= 127.5 else Image.fromarray(255 - img)
     garment = Image.fromarray(_trim(_light_on_black(img)))
-    small = _fit(garment, height, width, garment.size).filter(_SHARPEN)
+    small = _fit(garment, height, width, garment.size)
+    if small.width < garment.width: small = small.filter(_SHARPEN)
     return _centre(small, height, width, 'black')
 
 # %% ../nbs/01_image.ipynb #cell-62

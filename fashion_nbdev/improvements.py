@@ -4,9 +4,14 @@
 
 # %% auto #0
 __all__ = ['default_cfgs', 'Residual', 'ResNet9', 'resnet9', 'random_flip', 'shift', 'random_crop', 'cutout', 'make_augment',
-           'EMA', 'fashion_train']
+           'EMA', 'load_splits', 'fashion_train']
 
 # %% ../nbs/05_improvements.ipynb #cell-3
+from .baseline import conv_block, fit
+from .core import AugmentConfig, Config, ConfigError, command, load_config, repo_root
+from .data import Split, load_dataset, take, validate
+
+# %% ../nbs/05_improvements.ipynb #cell-4
 from pathlib import Path
 from time import strftime
 from typing import Callable
@@ -18,11 +23,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .baseline import conv_block, fit
-from .core import AugmentConfig, Config, ConfigError, command, load_config, repo_root
-from .data import load_dataset, take, validate
-
-# %% ../nbs/05_improvements.ipynb #cell-7
+# %% ../nbs/05_improvements.ipynb #cell-8
 class Residual(nn.Module):
     "Two convolution blocks around a shortcut"
     def __init__(self, channels: int):
@@ -30,7 +31,7 @@ class Residual(nn.Module):
         self.block = nn.Sequential(conv_block(channels, channels), conv_block(channels, channels))
     def forward(self, x): return x + self.block(x)
 
-# %% ../nbs/05_improvements.ipynb #cell-8
+# %% ../nbs/05_improvements.ipynb #cell-9
 class ResNet9(nn.Module):
     "Nine layers: four convolutions that double the channels, residual pairs between them"
     def __init__(self,
@@ -49,7 +50,7 @@ class ResNet9(nn.Module):
         self.head = nn.Sequential(nn.Dropout(drop_rate), nn.Linear(w8, num_classes))
     def forward(self, x): return 0.125 * self.head(self.features(x)) # Page's scale: softer logits while learning rates are high
 
-# %% ../nbs/05_improvements.ipynb #cell-9
+# %% ../nbs/05_improvements.ipynb #cell-10
 default_cfgs = generate_default_cfgs({'resnet9': dict(input_size=(1, 28, 28), pool_size=None, crop_pct=1.0, first_conv='features.0.0', classifier='head.1')})
 
 @register_model
@@ -57,7 +58,7 @@ def resnet9(pretrained=False, **kwargs) -> ResNet9:
     "ResNet-9 of width 16, 0.49 M parameters"
     return build_model_with_cfg(ResNet9, 'resnet9', pretrained, **kwargs)
 
-# %% ../nbs/05_improvements.ipynb #cell-12
+# %% ../nbs/05_improvements.ipynb #cell-13
 def random_flip(
     x: torch.Tensor, # uint8 [n, c, h, w]
     generator: torch.Generator,
@@ -66,7 +67,7 @@ def random_flip(
     flip = torch.rand(len(x), generator=generator, device=generator.device) < 0.5
     return torch.where(flip.to(x.device)[:, None, None, None], x.flip(-1), x)
 
-# %% ../nbs/05_improvements.ipynb #cell-15
+# %% ../nbs/05_improvements.ipynb #cell-16
 def shift(
     x: torch.Tensor, # uint8 [n, c, h, w]
     pad: int, # pixels of black added on every side
@@ -81,7 +82,7 @@ def shift(
     image, channel = torch.arange(n, device=x.device)[:, None, None, None], torch.arange(c, device=x.device)[None, :, None, None]
     return padded[image, channel, rows, cols]
 
-# %% ../nbs/05_improvements.ipynb #cell-16
+# %% ../nbs/05_improvements.ipynb #cell-17
 def random_crop(
     x: torch.Tensor, # uint8 [n, c, h, w]
     pad: int, # furthest shift in pixels
@@ -91,7 +92,7 @@ def random_crop(
     dy, dx = torch.randint(0, 2 * pad + 1, (2, len(x)), generator=generator, device=generator.device)
     return shift(x, pad, dy, dx)
 
-# %% ../nbs/05_improvements.ipynb #cell-19
+# %% ../nbs/05_improvements.ipynb #cell-20
 def cutout(
     x: torch.Tensor, # uint8 [n, c, h, w]
     size: int, # side of the square in pixels
@@ -106,7 +107,7 @@ def cutout(
     hole = span(h)[:, :, None] & span(w)[:, None, :]
     return x.masked_fill(hole[:, None].to(x.device), 0)
 
-# %% ../nbs/05_improvements.ipynb #cell-22
+# %% ../nbs/05_improvements.ipynb #cell-23
 def make_augment(
     cfg: AugmentConfig, # what is switched on
 ) -> Callable | None: # (uint8 [n, c, h, w], generator) -> the same shape; None when all is off
@@ -120,7 +121,7 @@ def make_augment(
         return x
     return augment if steps else None
 
-# %% ../nbs/05_improvements.ipynb #cell-26
+# %% ../nbs/05_improvements.ipynb #cell-27
 class EMA(Callback):
     "Average the weights over training steps and validate with the average"
     order = 54 # swaps the raw weights back after Checkpoint has seen the averaged ones
@@ -150,7 +151,17 @@ class EMA(Callback):
     def state_dict(self): return self.average.state_dict()
     def load_state_dict(self, state): self.saved = state
 
-# %% ../nbs/05_improvements.ipynb #cell-33
+# %% ../nbs/05_improvements.ipynb #cell-34
+def load_splits(
+    cfg: Config, # the experiment
+) -> dict[str, Split]: # 'train', 'valid' and 'test', checked; raises `DataError`
+    "The data an experiment learns from and is measured on"
+    data = cfg.data
+    splits = load_dataset(data.dataset, data.valid_size, archive=data.archive or None, samples=data.samples, verify=data.verify)
+    validate(splits, data.dataset)
+    return {k: take(v, min(data.limit or len(v.labels), len(v.labels)), cfg.seed) for k, v in splits.items()}
+
+# %% ../nbs/05_improvements.ipynb #cell-36
 def _run_dir(runs: Path, name: str, run: str, resume: bool) -> Path:
     "The folder of this run: as named, the newest one to resume, or a new one named by the time"
     if run: return runs/name/run
@@ -159,7 +170,7 @@ def _run_dir(runs: Path, name: str, run: str, resume: bool) -> Path:
     if not started: raise ConfigError(f'nothing to resume under {runs/name}: no run has a checkpoint yet')
     return started[-1].parents[1]
 
-# %% ../nbs/05_improvements.ipynb #cell-34
+# %% ../nbs/05_improvements.ipynb #cell-37
 @command
 def fashion_train(
     config: str = 'configs/fashion_mnist.yaml', # the experiment
@@ -172,9 +183,7 @@ def fashion_train(
     "Train one experiment: network, checkpoints, log, metrics and an MLflow record"
     cfg = load_config(config, set)
     run_dir = _run_dir(Path(runs), cfg.name, run, resume)
-    splits = load_dataset(cfg.data.dataset, cfg.data.valid_size, samples=cfg.data.samples)
-    validate(splits, cfg.data.dataset)
-    if cfg.data.limit: splits = {k: take(v, min(cfg.data.limit, len(v.labels)), cfg.seed) for k, v in splits.items()}
+    splits = load_splits(cfg)
     cbs = (EMA(cfg.train.ema_decay),) if cfg.train.ema_decay else ()
     metrics = fit(cfg, splits, run_dir, make_augment(cfg.augment), cbs, resume, verbose)
     print(f'validation accuracy {metrics["valid_accuracy"]:.4f} (epoch {metrics["best_epoch"]}), '

@@ -244,7 +244,7 @@ class Predictor:
             if isinstance(img, Exception): yield Failure(getattr(img, 'code', 'internal'), _first_line(img), source)
             else: yield Prediction(_top(next(rows), self.info, top_k, lang), source, Timing(ms, infer))
 
-# %% ../nbs/06_predict.ipynb #cell-37
+# %% ../nbs/06_predict.ipynb #cell-39
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.gif', '.bmp')
 
 def _walk_folder(folder: str) -> Iterator[str]:
@@ -263,7 +263,7 @@ def find_images(
         if not paths: raise FashionError(f'{item!r} is no file or folder, and no file matches it')
         for path in paths: yield from _walk_folder(path) if os.path.isdir(path) else [path]
 
-# %% ../nbs/06_predict.ipynb #cell-42
+# %% ../nbs/06_predict.ipynb #cell-44
 def _columns(top_k: int) -> dict[str, type]: # name, name_2, name_3 ...
     ranks = {f'{c}_{i}' if i > 1 else c: t for i in range(1, top_k + 1) for c, t in (('label', str), ('name', str), ('probability', float))}
     return dict(file=str, **ranks, error=str, message=str, model=str, version=str)
@@ -273,7 +273,7 @@ def _row(r: Prediction | Failure, info: ModelInfo, top_k: int) -> dict:
     if isinstance(r, Failure): return row | dict(error=r.code, message=r.message)
     return row | dict(zip(list(_columns(top_k))[1:], (v for s in r.top[:top_k] for v in (s.label, s.name, round(s.probability, 6)))))
 
-# %% ../nbs/06_predict.ipynb #cell-45
+# %% ../nbs/06_predict.ipynb #cell-47
 @contextmanager
 def _table_writer(lang: str) -> Iterator[Callable]:
     def write(row):
@@ -283,7 +283,7 @@ def _table_writer(lang: str) -> Iterator[Callable]:
         print(f'{name:<40}  {text}')
     yield write
 
-# %% ../nbs/06_predict.ipynb #cell-46
+# %% ../nbs/06_predict.ipynb #cell-48
 def predict_files(
     inputs: list, # files, folders and patterns
     predictor: Predictor, # a loaded model
@@ -306,7 +306,7 @@ def predict_files(
             write(_row(r, predictor.info, top_k))
     return total, failed
 
-# %% ../nbs/06_predict.ipynb #cell-47
+# %% ../nbs/06_predict.ipynb #cell-49
 @command
 def fashion_predict(
     inputs: Param('image files, folders (with their subfolders) or patterns', nargs='+'), # list of str

@@ -12,10 +12,10 @@ usable() { # usable PYTHON: does it start, is it 3.11 to 3.13, can it make envir
 find_python() {
     local names=${PYTHON:-python3 python3.13 python3.12 python3.11 python} name path lacks_venv=
     for name in $names; do
-        for path in $(type -aP "$name"); do # every one on PATH: the first may be an empty shim
+        while IFS= read -r path; do # every one on PATH: the first may be an empty shim
             if usable "$path"; then echo "$path"; return; fi
             if "$path" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; then lacks_venv=$path; fi
-        done
+        done < <(type -aP "$name")
     done
     if [ -n "$lacks_venv" ]; then
         echo "$lacks_venv cannot make environments: install its venv module (on Debian: apt-get install python3-venv)." >&2

@@ -77,13 +77,13 @@ def array_or_error(data, channels=3, **kwargs):
 MAGIC = [b'\xff\xd8\xff', b'\xff\xd8\xff\xe1', b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR', b'RIFF\x40\0\0\0WEBPVP8X', b'RIFF\x40\0\0\0WEBPVP8 ',
          b'RIFF\x40\0\0\0WEBPVP8L', b'GIF89a', b'GIF87a\1\0\1\0', b'BM' + bytes(12) + b'\x28\0\0\0', b'BM' + bytes(12) + b'\x0c\0\0\0', b'']
 
-@settings(few, max_examples=300)
+@settings(few, max_examples=150)
 @given(st.sampled_from(MAGIC), st.binary(max_size=400), st.sampled_from((1, 3)))
 @example(b'', b'', 3)
 def test_arbitrary_bytes_are_an_array_or_an_image_error(magic, rest, channels):
     array_or_error(magic + rest, channels)
 
-@settings(few, max_examples=400)
+@settings(few, max_examples=250)
 @given(st.sampled_from(SEEDS), st.data(), st.sampled_from((1, 3)))
 def test_damaged_files_are_an_array_or_an_image_error(file, data, channels):
     damaged = bytearray(file)
@@ -92,7 +92,7 @@ def test_damaged_files_are_an_array_or_an_image_error(file, data, channels):
         damaged[at] = data.draw(st.integers(0, 255))
     array_or_error(bytes(damaged), channels)
 
-@settings(few, max_examples=200)
+@settings(few, max_examples=100)
 @given(st.sampled_from(SEEDS), st.floats(0, 1), st.binary(max_size=50))
 def test_cut_files_are_an_array_or_an_image_error(file, share, tail):
     array_or_error(file[:int(share*len(file))] + tail)
@@ -222,17 +222,17 @@ def hostile():
     jpeg = encode(picture(0, 9, 9), 'JPEG')
     zipped = zlib.compress(bytes(2_000_000))
     return {
-        'webp of 36 bytes': (b'RIFF\x1c\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0' + b'\xfe\x3f\0'*2 + b'VP8L\0\0', 'side_too_long'),
+        'webp of 36 bytes': (b'RIFF\x1c\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0' + b'\xfe\x3f\0'*2 + b'VP8L\0\0', 'too_many_pixels'),
         'a thousand scans': (progressive(1000), 'too_many_scans'),
         'text bomb': (png[:33] + chunk(b'zTXt', b'a\0\0' + zipped)*80 + png[33:], None),
         'profile bomb': (png[:33] + chunk(b'iCCP', b'a\0\0' + zipped) + png[33:], None),
         'comments of one byte': (gif[:after_palette] + b'!\xfe' + b'\1x'*1_000_000 + b'\0' + gif[after_palette:], None),
         'a million chunks': (png[:33] + chunk(b'teXt', b'')*500_000 + png[33:], 'corrupt'),
         'a million segments': (jpeg[:2] + b'\xff\xfe\0\2'*1_000_000 + jpeg[2:], 'corrupt'),
-        'gif with a huge canvas': (gif[:6] + b'\xff\xff\xff\xff' + gif[10:], 'side_too_long'),
+        'gif with a huge canvas': (gif[:6] + b'\xff\xff\xff\xff' + gif[10:], 'too_many_pixels'),
         'png of no pixels': (png[:16] + bytes(8) + png[24:], 'corrupt'),
         'bmp with 65,535 colours': (b'BM' + bytes(8) + struct.pack('<IIiiHHI4I', 62, 40, 9, 9, 1, 1, 0, 36, 0, 0, 65535) + bytes(200), 'corrupt'),
-        'bmp with negative width': (b'BM' + bytes(8) + struct.pack('<IIiiHHI', 54, 40, -5, 5, 1, 24, 0) + bytes(200), 'side_too_long'),
+        'bmp with negative width': (b'BM' + bytes(8) + struct.pack('<IIiiHHI', 54, 40, -5, 5, 1, 24, 0) + bytes(200), 'too_many_pixels'),
     }
 
 @pytest.mark.parametrize('name', hostile())
@@ -283,9 +283,7 @@ def test_real_images_pass_unchanged_and_inverted_ones_are_turned_back(name):
     assert len(images) >= 200
     for img in images:
         assert np.array_equal(to_fashion_mnist(img)[..., 0], img)
-        back = to_fashion_mnist(255 - img)[..., 0]
-        assert np.array_equal(to_fashion_mnist(back)[..., 0], back) # once converted, for ever
-        assert back[[0, -1]].mean() < 140
+        assert np.array_equal(to_fashion_mnist(255 - img)[..., 0], img)
 
 @settings(few)
 @given(st.integers(0, 199), st.integers(60, 250), st.integers(0, 60), st.integers(0, 60), st.integers(180, 255))
@@ -294,6 +292,7 @@ def test_a_dark_garment_on_a_bright_page_fills_the_frame(seed, side, above, left
     photo = np.full((side + above + 10, side + left + 10), page, np.uint8)
     photo[above + 5:above + 5 + side, left + 5:left + 5 + side] = np.minimum(garment, page)
     out = to_fashion_mnist(photo)[..., 0]
+    assert np.array_equal(to_fashion_mnist(out)[..., 0], out) # once converted, for ever
     rows, cols = np.flatnonzero((out > 0).any(1)), np.flatnonzero((out > 0).any(0))
     assert max(np.ptp(rows), np.ptp(cols)) >= 25 # the longest side fills the frame
     assert abs((rows[0] + rows[-1]) - 27) <= 3 and abs((cols[0] + cols[-1]) - 27) <= 3 # centred

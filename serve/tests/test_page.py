@@ -227,7 +227,7 @@ def test_screenshot(page, request):
     "Only with --screenshot"
     path = request.config.getoption('--screenshot')
     if not path: pytest.skip('give --screenshot nbs/images/page.png to write one')
-    page.open(DESKTOP, prefers_color_scheme='light').sample('ankle_boot')
+    page.open((1200, 796), prefers_color_scheme='light').sample('shirt')
     page.js('document.activeElement.blur()')
     time.sleep(1) # the bars have grown
     with write_beside(path) as tmp: page.driver.save_screenshot(str(tmp))
