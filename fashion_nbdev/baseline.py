@@ -26,7 +26,7 @@ import numpy as np
 import timm
 import torch
 from fastai.callback.core import Callback, CancelEpochException
-from fastai.callback.schedule import fit_one_cycle # adds Learner.fit_one_cycle
+from fastai.callback import schedule # noqa: F401 (adds Learner.fit_one_cycle)
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper

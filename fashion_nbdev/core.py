@@ -298,7 +298,7 @@ def model_path(
 ) -> Path: # an existing file; raises `ConfigError` naming the models there are
     "Find a model file"
     if (path := Path(name)).suffix == '.onnx' and path.is_file(): return path
-    found = {p.stem: p for d in reversed(models_dirs()) for p in sorted(d.glob('*.onnx'))}
+    found = {p.stem: p for d in reversed(models_dirs()) for p in sorted(d.glob('[!.]*.onnx'))}
     if str(name) in found: return found[str(name)]
     raise ConfigError(f'no model {str(name)!r}: give the path of an .onnx file or one of {", ".join(found) or "(none found)"}')
 

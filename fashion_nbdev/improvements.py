@@ -121,7 +121,7 @@ def make_augment(
         return x
     return augment if steps else None
 
-# %% ../nbs/05_improvements.ipynb #cell-27
+# %% ../nbs/05_improvements.ipynb #cell-28
 class EMA(Callback):
     "Average the weights over training steps and validate with the average"
     order = 54 # swaps the raw weights back after Checkpoint has seen the averaged ones
@@ -151,7 +151,7 @@ class EMA(Callback):
     def state_dict(self): return self.average.state_dict()
     def load_state_dict(self, state): self.saved = state
 
-# %% ../nbs/05_improvements.ipynb #cell-34
+# %% ../nbs/05_improvements.ipynb #cell-35
 def load_splits(
     cfg: Config, # the experiment
 ) -> dict[str, Split]: # 'train', 'valid' and 'test', checked; raises `DataError`
@@ -161,7 +161,7 @@ def load_splits(
     validate(splits, data.dataset)
     return {k: take(v, min(data.limit or len(v.labels), len(v.labels)), cfg.seed) for k, v in splits.items()}
 
-# %% ../nbs/05_improvements.ipynb #cell-36
+# %% ../nbs/05_improvements.ipynb #cell-37
 def _run_dir(runs: Path, name: str, run: str, resume: bool) -> Path:
     "The folder of this run: as named, the newest one to resume, or a new one named by the time"
     if run: return runs/name/run
@@ -170,7 +170,7 @@ def _run_dir(runs: Path, name: str, run: str, resume: bool) -> Path:
     if not started: raise ConfigError(f'nothing to resume under {runs/name}: no run has a checkpoint yet')
     return started[-1].parents[1]
 
-# %% ../nbs/05_improvements.ipynb #cell-37
+# %% ../nbs/05_improvements.ipynb #cell-38
 @command
 def fashion_train(
     config: str = 'configs/fashion_mnist.yaml', # the experiment

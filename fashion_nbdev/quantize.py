@@ -124,7 +124,7 @@ def quantize_onnx(
                         calibrate_method=CalibrationMethod.MinMax, extra_options=dict(CalibMovingAverage=ranges == 'average'))
         return out.read_bytes()
 
-# %% ../nbs/06a_quantize.ipynb #cell-35
+# %% ../nbs/06a_quantize.ipynb #cell-36
 @dataclass(frozen=True)
 class Variant:
     "One way to store a network, and what it is worth on the validation split"
@@ -153,7 +153,7 @@ def median_latency(
         times[i] = time.perf_counter() - start
     return float(1000 * min(np.median(part) for part in np.array_split(times, 5)))
 
-# %% ../nbs/06a_quantize.ipynb #cell-36
+# %% ../nbs/06a_quantize.ipynb #cell-37
 def measure_variant(
     name: str, # shown in the report
     data: bytes, # an ONNX graph
@@ -180,7 +180,7 @@ def make_variants(
             found.append(measure_variant(f'{types} {ranges}', quantize_onnx(fp32, images, types, ranges), info, valid, found[0].logits))
     return found
 
-# %% ../nbs/06a_quantize.ipynb #cell-37
+# %% ../nbs/06a_quantize.ipynb #cell-38
 def choose_variant(
     variants: list[Variant], # FP32 first
     max_loss: float = 0.002, # of validation accuracy that INT8 may cost
@@ -193,7 +193,7 @@ def choose_variant(
     fast = [v for v in good if v.latency_ms <= 1.15 * min(v.latency_ms for v in good)]
     return max(fast, key=lambda v: v.agreement)
 
-# %% ../nbs/06a_quantize.ipynb #cell-38
+# %% ../nbs/06a_quantize.ipynb #cell-39
 def variants_table(
     variants: list[Variant], # FP32 first
     chosen: Variant, # marked
@@ -203,7 +203,7 @@ def variants_table(
     def line(v): return f'{v.name:<14} {len(v.data)/1000:>8,.0f} {v.accuracy:>11.2%} {v.agreement:>10.2%} {v.latency_ms:>7.3f}'
     return '\n'.join([head, *(f'{"*" if v is chosen else " "} {line(v)}' for v in variants)])
 
-# %% ../nbs/06a_quantize.ipynb #cell-42
+# %% ../nbs/06a_quantize.ipynb #cell-43
 def fit_temperature(
     logits: np.ndarray, # float [n, classes] on the validation split
     labels: np.ndarray, # int64 [n]
