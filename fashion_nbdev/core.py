@@ -323,6 +323,9 @@ def _from_console(func: Callable) -> Any:
     try: return func(**args)
     except FashionError as e: stop(e)
     except KeyboardInterrupt: stop('interrupted', 130)
+    except BrokenPipeError: # the reader, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0)
 
 # %% ../nbs/00_core.ipynb #cell-53
 def command(

@@ -14,16 +14,16 @@ import numpy as np
 from fastcore.script import Param
 from torch import nn
 
-from .baseline import load_model
 from .core import Config, ConfigError, FashionError, command, labels_of, load_config, lookup, write_beside
 from .data import DATASETS, Split, data_hash, load_dataset, take
 from .evaluate import score, summary
-from .improvements import ResNet9 # the import registers the project's networks with timm
+from .improvements import load_splits # its import registers the project's networks with timm
 from .model_file import ModelInfo, pack_model
+from .networks import load_model
 from .predict import Predictor
 from .quantize import ServedModel, Variant, as_predictor, choose_variant, export_onnx, fit_temperature, make_variants
 from .quantize import predict_logits, torch_gap, variants_table
-from .results import conditions, write_results
+from .results import conditions, read_results, write_results
 
 # %% ../nbs/07_export.ipynb #cell-11
 def data_info(
@@ -127,11 +127,16 @@ def _result_rows(report: ExportReport, cfg: Config) -> list[dict]:
             dict(test_agreement=report.agreement if v.name == report.variant else None, torch_gap=report.torch_gap) for v in report.variants]
 
 # %% ../nbs/07_export.ipynb #cell-18
+def _record_training(folder: Path, name: str):
+    "Keep what the run reached beside what its export measured"
+    if (metrics := folder/'metrics.json').is_file(): write_results(f'results/train_{name}.json', read_results(metrics)[0])
+
+# %% ../nbs/07_export.ipynb #cell-19
 @command
 def fashion_export(
     run: Param('folder of a trained run; the newest of the experiment if not given', str, opt=False, nargs='?', default='') = '', # path
     config: str = 'configs/fashion_mnist.yaml', # the experiment, where no run is given
-    out: str = '', # the file to serve; if not given models/NAME.onnx, or in the run's folder if it learnt from samples
+    out: str = '', # the file to serve; if not given models/NAME.onnx, or in the run's folder if it was a try on fewer images
     fp32: str = '', # the FP32 model; if not given model_fp32.onnx in the run's folder
     results: str = '', # what was measured; if not given results/export_NAME.json, or in the run's folder
     samples: bool = False, # calibrate and measure on the committed slice
@@ -141,16 +146,17 @@ def fashion_export(
     folder = Path(run) if run else find_run(runs, load_config(config).name)
     cfg, net = load_config(folder/'config.yaml'), load_model(folder/'best_model')
     cfg.data.samples = cfg.data.samples or samples
-    splits = load_dataset(cfg.data.dataset, cfg.data.valid_size, samples=cfg.data.samples)
-    models, measured = (folder, folder) if cfg.data.samples else (Path('models'), Path('results')) # a try on samples replaces nothing
+    splits, is_try = load_splits(cfg), cfg.data.samples or cfg.data.limit
+    models, measured = (folder, folder) if is_try else (Path('models'), Path('results')) # a try replaces nothing
     line = f'fashion_export {folder}' + ' --samples' * samples
     report = export_model(net, cfg, splits, out or models/f'{cfg.name}.onnx', fp32 or folder/'model_fp32.onnx', line)
     write_results(results or measured/f'export_{cfg.name}.json', _result_rows(report, cfg), key=('model', 'variant'),
                   **conditions(line, latency_runs=300, threads=1, data_hash=data_hash(splits['test'])))
+    if not is_try and not results: _record_training(folder, cfg.name)
     print(report)
     return report
 
-# %% ../nbs/07_export.ipynb #cell-27
+# %% ../nbs/07_export.ipynb #cell-28
 def find_dataset(
     info: ModelInfo, # of a model file
     name: str = '', # given by the user, or empty
@@ -175,7 +181,7 @@ def compare_with_file(
     if abs(scores['accuracy'] - said) <= 0.0005: return f'agrees with the file, which says {said:.2%}'
     return f'DIFFERS from the file, which says {said:.2%} for the same images'
 
-# %% ../nbs/07_export.ipynb #cell-28
+# %% ../nbs/07_export.ipynb #cell-29
 def class_lines(
     scores: dict, # from `evaluate.score`
 ) -> str: # a line for each class
@@ -185,7 +191,7 @@ def class_lines(
     def line(r): return f'{r["label"]:<{width}} {r["support"]:>7,} {r["precision"]:>10.1%} {r["recall"]:>10.1%} {r["f1"]:>10.1%}'
     return '\n'.join([head, *map(line, scores['per_class'])])
 
-# %% ../nbs/07_export.ipynb #cell-29
+# %% ../nbs/07_export.ipynb #cell-30
 @command
 def fashion_evaluate(
     model: str = 'fashion_mnist', # a model's name, or the path of an .onnx file

@@ -7,9 +7,10 @@ __all__ = ['default_cfgs', 'Residual', 'ResNet9', 'resnet9', 'random_flip', 'shi
            'EMA', 'load_splits', 'fashion_train']
 
 # %% ../nbs/05_improvements.ipynb #cell-3
-from .baseline import conv_block, fit
+from .baseline import fit
 from .core import AugmentConfig, Config, ConfigError, command, load_config, repo_root
 from .data import Split, load_dataset, take, validate
+from .networks import conv_block
 
 # %% ../nbs/05_improvements.ipynb #cell-4
 from pathlib import Path

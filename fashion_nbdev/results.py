@@ -23,7 +23,7 @@ class ResultsError(FashionError):
     "A results file that cannot be written or read"
 
 # %% ../nbs/02a_results.ipynb #cell-7
-_FEATURES = 'avx2 avx512f avx_vnni avx512_vnni amx_int8 asimddp i8mm sve'.split() # what decides the speed of INT8 and FP32
+_FEATURES = 'avx2 avx512f avx_vnni avx512_vnni avx512_bf16 amx_int8 amx_bf16 asimddp i8mm sve'.split() # what decides the speed of INT8, BF16 and FP32
 _LIBRARIES = 'fashion_nbdev numpy pillow onnxruntime onnx scikit-learn scipy torch torchvision timm fastai fastapi uvicorn'.split()
 
 @cache
