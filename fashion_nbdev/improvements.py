@@ -162,7 +162,7 @@ def load_splits(
     validate(splits, data.dataset)
     return {k: take(v, min(data.limit or len(v.labels), len(v.labels)), cfg.seed) for k, v in splits.items()}
 
-# %% ../nbs/05_improvements.ipynb #cell-37
+# %% ../nbs/05_improvements.ipynb #cell-39
 def _run_dir(runs: Path, name: str, run: str, resume: bool) -> Path:
     "The folder of this run: as named, the newest one to resume, or a new one named by the time"
     if run: return runs/name/run
@@ -171,7 +171,7 @@ def _run_dir(runs: Path, name: str, run: str, resume: bool) -> Path:
     if not started: raise ConfigError(f'nothing to resume under {runs/name}: no run has a checkpoint yet')
     return started[-1].parents[1]
 
-# %% ../nbs/05_improvements.ipynb #cell-38
+# %% ../nbs/05_improvements.ipynb #cell-40
 @command
 def fashion_train(
     config: str = 'configs/fashion_mnist.yaml', # the experiment

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
@@ -58,6 +59,7 @@ def export_onnx(
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(served, (example,), dynamo=True, dynamic_shapes={'image': {0: torch.export.Dim('n', min=1, max=65_536)}},
                                     input_names=['image'], output_names=['logits'], opset_version=OPSET, external_data=False, verbose=False)
+        ClearMetadataAndDocStringPass()(program.model) # the exporter notes the source files of every node, by their place on this machine
     onnx.checker.check_model(program.model_proto, full_check=True)
     return program.model_proto.SerializeToString()
 
