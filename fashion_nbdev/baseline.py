@@ -268,9 +268,9 @@ def fit(
 ) -> dict: # what metrics.json holds; raises `ConfigError`, `TrainingError`
     "Train one experiment from start or checkpoint to saved models"
     run_dir, begun = Path(run_dir), conditions(f'fashion_train --config configs/{cfg.name}.yaml', train_hash=data_hash(splits['train']))
-    _prepare_run(cfg, run_dir, resume)
     checkpoint, log, tracker = Checkpoint(run_dir/'checkpoint'/'last.pt'), TrainingLog(run_dir/'logs'/'training.log', verbose), MLflowTracker(cfg, run_dir)
     learn = make_learner(cfg, splits, augment, (*cbs, checkpoint, log, tracker))
+    _prepare_run(cfg, run_dir, resume)
     if resume: checkpoint.load()
     tracker.start()
     status = 'FAILED'

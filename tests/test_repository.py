@@ -369,6 +369,11 @@ def test_no_registry_hosts_or_places_of_one_machine():
     for bad in ('"/work/main/x"', 'in /tmp/tmpab12', "'/home/bob/x'", 'file:///data'): assert re.search(PLACES, bad)
 
 
+def test_models_hold_no_places_of_one_machine():
+    models = sorted((ROOT/'models').glob('*.onnx'))
+    assert models and not [p.name for p in models if re.search(PLACES.encode(), p.read_bytes()) or b'site-packages' in p.read_bytes()]
+
+
 def test_text_files_have_plain_line_ends():
     assert not [str(path) for path, data in texts() if b'\r\n' in data]
 
