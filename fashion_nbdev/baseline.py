@@ -124,7 +124,7 @@ def make_learner(
         opt_func=opt_func(cfg.train.optimizer), splitter=decay_groups, metrics=accuracy, wd_bn_bias=True, train_bn=False,
         cbs=[Reseed(cfg.seed), StopOnNaN(), Precision(fast_dtype()), *cbs])
 
-# %% ../nbs/04_baseline.ipynb #cell-28
+# %% ../nbs/04_baseline.ipynb #cell-30
 def _copy(model: nn.Module) -> dict: return {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}
 
 def _plain(opt: OptimWrapper) -> dict:
@@ -164,7 +164,7 @@ class Checkpoint(Callback):
         self.opt.load_state_dict(state['opt'])
         for name, cb in self._memories().items(): cb.load_state_dict(state['memories'][name])
 
-# %% ../nbs/04_baseline.ipynb #cell-30
+# %% ../nbs/04_baseline.ipynb #cell-32
 class TrainingLog(Callback):
     "One line an epoch in a log file and, if `verbose`, on the terminal"
     order = 52
@@ -181,7 +181,7 @@ class TrainingLog(Callback):
         self.write(f'epoch {self.epoch + 1}/{self.n_epoch} train_loss {train_loss:.4f} valid_loss {valid_loss:.4f} '
                    f'accuracy {acc:.4f} lr {self.opt.hypers[0]["lr"]:.5f} seconds {time.time() - self.recorder.start_epoch:.1f}')
 
-# %% ../nbs/04_baseline.ipynb #cell-32
+# %% ../nbs/04_baseline.ipynb #cell-34
 def flatten(
     nested: dict, # e.g. `dataclasses.asdict(cfg)`
     prefix: str = '',
@@ -191,7 +191,7 @@ def flatten(
     for k, v in nested.items(): out |= flatten(v, f'{prefix}{k}.') if isinstance(v, dict) else {prefix + k: v}
     return out
 
-# %% ../nbs/04_baseline.ipynb #cell-34
+# %% ../nbs/04_baseline.ipynb #cell-36
 class MLflowTracker(Callback):
     "Record a run in MLflow"
     order = 53
@@ -219,7 +219,7 @@ class MLflowTracker(Callback):
     def log_artifact(self, path: Path): self.mlflow.log_artifact(str(path))
     def end(self, status: str): self.mlflow.end_run(status)
 
-# %% ../nbs/04_baseline.ipynb #cell-36
+# %% ../nbs/04_baseline.ipynb #cell-38
 HISTORY = ('epoch', 'train_loss', 'valid_loss', 'accuracy', 'seconds') # the columns of a checkpoint's history
 
 def run_metrics(
@@ -235,7 +235,7 @@ def run_metrics(
         images_per_second=n_train * len(checkpoint.history) / seconds, parameters=parameters,
         precision=str(fast_dtype()).removeprefix('torch.'), history=[dict(zip(HISTORY, row)) for row in checkpoint.history])
 
-# %% ../nbs/04_baseline.ipynb #cell-37
+# %% ../nbs/04_baseline.ipynb #cell-39
 def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, train: Split, begun: dict) -> dict:
     "Write the models and the metrics of a run that has ended well"
     data, (n, height, width, channels) = learn.dls.train, train.images.shape
@@ -246,7 +246,7 @@ def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, 
     write_results(run_dir/'metrics.json', dict(model=cfg.name, arch=cfg.model.arch) | metrics, **begun)
     return metrics
 
-# %% ../nbs/04_baseline.ipynb #cell-38
+# %% ../nbs/04_baseline.ipynb #cell-40
 def _prepare_run(cfg: Config, run_dir: Path, resume: bool):
     "Make the run's folder, or check that it can be continued"
     saved, started = run_dir/'config.yaml', (run_dir/'checkpoint'/'last.pt').is_file()
@@ -256,7 +256,7 @@ def _prepare_run(cfg: Config, run_dir: Path, resume: bool):
     elif started: raise ConfigError(f'{run_dir} already holds a run: continue it with --resume or give another --run')
     save_config(cfg, saved)
 
-# %% ../nbs/04_baseline.ipynb #cell-39
+# %% ../nbs/04_baseline.ipynb #cell-41
 def fit(
     cfg: Config, # the experiment
     splits: dict[str, Split], # 'train' and 'valid'

@@ -160,6 +160,7 @@ def plot_throughput(
     ax.bar_label(bars, [f'{r["images_per_s"]:,.0f}' for r in rows], fontsize=9, padding=2)
     ax.spines[['top', 'right', 'left']].set_visible(False)
     ax.tick_params(length=0)
+    ax.margins(y=.15) # room for the numbers below a title
     ax.set(xlabel='images in a batch', ylabel='images per second', yticks=[])
     return ax
 
