@@ -15,10 +15,11 @@ warnings.filterwarnings('ignore', '.*torch.jit.script.*', FutureWarning) # fasta
 
 # %% ../nbs/04_baseline.ipynb #cell-5
 import logging, os, time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Callable
 
 import numpy as np
@@ -28,6 +29,7 @@ from fastai.callback import schedule # noqa: F401 (adds Learner.fit_one_cycle)
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
+from filelock import FileLock, Timeout
 from torch import nn
 
 from .core import Config, ConfigError, FashionError, labels_of, load_config, save_config, set_seed, write_beside
@@ -69,7 +71,7 @@ class ResumableLearner(Learner):
 # %% ../nbs/04_baseline.ipynb #cell-17
 def fast_dtype() -> torch.dtype: # bfloat16 with matrix units for it (CUDA, AMX), float32 otherwise
     "The number format in which this machine trains fastest"
-    if torch.cuda.is_available(): return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if torch.cuda.is_available(): return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 # %% ../nbs/04_baseline.ipynb #cell-18
@@ -103,8 +105,9 @@ class StopOnNaN(Callback):
     "Stop when the loss is not finite"
     order = -5
     def after_loss(self):
-        if self.training and not torch.isfinite(self.loss_grad):
-            raise TrainingError(f'the loss is {self.loss_grad.item()} in epoch {self.epoch}, batch {self.iter} '
+        if not torch.isfinite(self.loss_grad):
+            loss = 'loss' if self.training else 'validation loss'
+            raise TrainingError(f'the {loss} is {self.loss_grad.item()} in epoch {self.epoch + 1}, batch {self.iter + 1} '
                 f'(learning rate {self.opt.hypers[0]["lr"]:.4g}): lower train.lr or raise train.warmup; nothing was saved as a model')
 
 # %% ../nbs/04_baseline.ipynb #cell-23
@@ -136,7 +139,7 @@ def _plain(opt: OptimWrapper) -> dict:
 class Checkpoint(Callback):
     "Save the whole state of training after each epoch, and keep the weights validated best and last"
     order = 51 # after the Recorder
-    def __init__(self, path: str | Path): self.path, self.history, self.best, self.last, self.smooth = Path(path), [], {}, {}, {}
+    def __init__(self, path: str | Path): self.path, self.history, self.best, self.last, self.smooth, self.begun = Path(path), [], {}, {}, {}, {}
 
     def _memories(self): # asked of the class: a fastai callback itself answers with the attributes of its learner
         return {cb.name: cb for cb in self.learn.cbs if hasattr(type(cb), 'state_dict')}
@@ -150,15 +153,17 @@ class Checkpoint(Callback):
     def after_epoch(self):
         self.history.append([self.epoch, *map(float, self.recorder.final_record), time.time() - self.recorder.start_epoch])
         smooth = self.recorder.smooth_loss
-        state = dict(epoch=self.epoch + 1, smooth=dict(count=smooth.count, val=smooth.val), history=self.history, best=self.best, last=self.last, model=self.model.state_dict(),
-            opt=_plain(self.opt), memories={k: cb.state_dict() for k, cb in self._memories().items()})
+        state = dict(epoch=self.epoch + 1, begun=self.begun, smooth=dict(count=smooth.count, val=smooth.val), history=self.history,
+            best=self.best, last=self.last, model=self.model.state_dict(), opt=_plain(self.opt),
+            memories={k: cb.state_dict() for k, cb in self._memories().items()})
         with write_beside(self.path) as tmp: torch.save(state, tmp)
 
     def load(self):
         "Continue from the file: to be called once the learner is complete"
-        state = torch.load(self.path, map_location='cpu', weights_only=True)
+        try: state = torch.load(self.path, map_location='cpu', weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError): raise TrainingError(f'{self.path} is damaged or cut short: start a new run') from None
         self.history, self.best, self.last, self.learn.first_epoch = state['history'], state['best'], state['last'], state['epoch']
-        self.smooth = state['smooth']
+        self.smooth, self.begun = state['smooth'], state['begun'] # where and when the run began stays true
         self.model.load_state_dict(state['model'])
         self.learn.create_opt()
         self.opt.load_state_dict(state['opt'])
@@ -193,31 +198,49 @@ def flatten(
 
 # %% ../nbs/04_baseline.ipynb #cell-36
 class MLflowTracker(Callback):
-    "Record a run in MLflow"
-    order = 53
-    def __init__(self, cfg: Config, run_dir: Path): self.cfg, self.run_dir, self.run_id = cfg, Path(run_dir), None
+    "Record a run in MLflow; once it has started, a failing server costs a line in the log, never the training"
+    order, ours = 53, set() # `ours`: the local stores set here, for MLflow puts an address it is given into the environment
+    def __init__(self, cfg: Config, run_dir: Path, log: TrainingLog):
+        self.cfg, self.run_dir, self.log, self.run_id = cfg, Path(run_dir).resolve(), log, None
     def state_dict(self): return {'run_id': self.run_id}
     def load_state_dict(self, state): self.run_id = state['run_id']
 
+    def _connect(self) -> str | None: # the folder for artefacts if the store is a local one
+        uri, store = os.environ.get('MLFLOW_TRACKING_URI'), self.run_dir.parents[1]
+        if uri and uri not in self.ours: return self.mlflow.set_tracking_uri(uri)
+        store.mkdir(parents=True, exist_ok=True)
+        self.ours.add(uri := f'sqlite:///{store}/mlflow.db')
+        self.mlflow.set_tracking_uri(uri)
+        return (store/'mlartifacts').as_uri()
+
     def start(self):
-        "Open the run, or the one to continue"
+        "Open the run, or the one to continue; raises `TrainingError`"
         import mlflow
-        self.mlflow, store = mlflow, self.run_dir.parents[1].resolve()
+        self.mlflow = mlflow
         for chatty in ('alembic', 'mlflow.store.db.utils'): logging.getLogger(chatty).setLevel(logging.WARNING)
-        local = not os.environ.get('MLFLOW_TRACKING_URI')
-        if local: mlflow.set_tracking_uri(f'sqlite:///{store}/mlflow.db')
-        if not mlflow.get_experiment_by_name(self.cfg.name):
-            mlflow.create_experiment(self.cfg.name, (store/'mlartifacts').as_uri() if local else None)
-        mlflow.set_experiment(self.cfg.name)
-        self.run_id = mlflow.start_run(run_id=self.run_id, run_name=self.run_dir.name).info.run_id
+        try:
+            artefacts = self._connect()
+            if not mlflow.get_experiment_by_name(self.cfg.name): mlflow.create_experiment(self.cfg.name, artefacts)
+            mlflow.set_experiment(self.cfg.name)
+            self.run_id = mlflow.start_run(run_id=self.run_id, run_name=self.run_dir.name).info.run_id
+        except Exception as e:
+            where = os.environ.get('MLFLOW_TRACKING_URI', 'the local store')
+            raise TrainingError(f'MLflow cannot record in {where} ({_first_line(e)}): unset MLFLOW_TRACKING_URI to use a local file, or end the active run') from None
+
+    def _try(self, call: Callable, *args, **kwargs):
+        try: call(*args, **kwargs)
+        except Exception as e: self.log.write(f'not recorded in MLflow: {_first_line(e)}')
 
     def before_fit(self):
-        if self.learn.first_epoch == 0: self.mlflow.log_params(flatten(asdict(self.cfg)))
+        if self.learn.first_epoch == 0: self._try(self.mlflow.log_params, flatten(asdict(self.cfg)))
     def after_epoch(self):
         names = ('train_loss', 'valid_loss', 'valid_accuracy')
-        self.mlflow.log_metrics(dict(zip(names, map(float, self.recorder.final_record))) | {'lr': float(self.opt.hypers[0]['lr'])}, step=self.epoch)
-    def log_artifact(self, path: Path): self.mlflow.log_artifact(str(path))
-    def end(self, status: str): self.mlflow.end_run(status)
+        values = dict(zip(names, map(float, self.recorder.final_record))) | {'lr': float(self.opt.hypers[0]['lr'])}
+        self._try(self.mlflow.log_metrics, values, step=self.epoch)
+    def log_artifact(self, path: Path): self._try(self.mlflow.log_artifact, str(path))
+    def end(self, status: str): self._try(self.mlflow.end_run, status)
+
+def _first_line(e: Exception) -> str: return str(e).strip().partition('\n')[0][:200]
 
 # %% ../nbs/04_baseline.ipynb #cell-38
 HISTORY = ('epoch', 'train_loss', 'valid_loss', 'accuracy', 'seconds') # the columns of a checkpoint's history
@@ -236,53 +259,43 @@ def run_metrics(
         precision=str(fast_dtype()).removeprefix('torch.'), history=[dict(zip(HISTORY, row)) for row in checkpoint.history])
 
 # %% ../nbs/04_baseline.ipynb #cell-39
-def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, train: Split, begun: dict) -> dict:
+def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, train: Split) -> dict:
     "Write the models and the metrics of a run that has ended well"
     data, (n, height, width, channels) = learn.dls.train, train.images.shape
+    metrics = run_metrics(cfg, checkpoint, n, sum(p.numel() for p in learn.model.parameters()))
     for name, kept in (('best_model', checkpoint.best), ('final_model', checkpoint.last)):
         learn.model.load_state_dict(kept['weights'])
         save_model(learn.model, run_dir/name, cfg, data.mean, data.std, (channels, height, width))
-    metrics = run_metrics(cfg, checkpoint, n, sum(p.numel() for p in learn.model.parameters()))
-    write_results(run_dir/'metrics.json', dict(model=cfg.name, arch=cfg.model.arch) | metrics, **begun)
+    write_results(run_dir/'metrics.json', dict(model=cfg.name, arch=cfg.model.arch) | metrics, **checkpoint.begun)
     return metrics
 
 # %% ../nbs/04_baseline.ipynb #cell-40
-def _prepare_run(cfg: Config, run_dir: Path, resume: bool):
-    "Make the run's folder, or check that it can be continued"
-    saved, started = run_dir/'config.yaml', (run_dir/'checkpoint'/'last.pt').is_file()
-    if resume:
-        if not started: raise ConfigError(f'nothing to resume in {run_dir}: it has no checkpoint/last.pt; start it without --resume')
-        if load_config(saved) != cfg: raise ConfigError(f'{saved} differs from the configuration given: resume with the same one, or start a new run')
-    elif started: raise ConfigError(f'{run_dir} already holds a run: continue it with --resume or give another --run')
-    save_config(cfg, saved)
+def _check_run(cfg: Config, run_dir: Path, resume: bool):
+    "Raise a `ConfigError` if this run cannot be started, or continued"
+    started = (run_dir/'checkpoint'/'last.pt').is_file()
+    if (run_dir/'metrics.json').is_file(): raise ConfigError(f'{run_dir} holds a run that has ended: give another --run')
+    if started and not resume: raise ConfigError(f'{run_dir} already holds a run: continue it with --resume or give another --run')
+    if resume and not started: raise ConfigError(f'nothing to resume in {run_dir}: it has no checkpoint/last.pt; start it without --resume')
+    if resume and load_config(saved := run_dir/'config.yaml') != cfg:
+        old, new = (flatten(asdict(c)) for c in (load_config(saved), cfg))
+        changed = ', '.join(f'{k} is {new[k]!r}, was {old[k]!r}' for k in old if old[k] != new[k])
+        raise ConfigError(f'{saved} differs from the configuration given ({changed}): resume with the same one, or start a new run')
 
 # %% ../nbs/04_baseline.ipynb #cell-41
-def fit(
-    cfg: Config, # the experiment
-    splits: dict[str, Split], # 'train' and 'valid'
-    run_dir: str | Path, # runs/<config>/<run>
-    augment: Callable | None = None, # see `make_learner`
-    cbs: tuple = (), # more callbacks; those with `state_dict` are part of the checkpoint
-    resume: bool = False, # continue from the last checkpoint
-    verbose: bool = False, # a line an epoch on the terminal instead of a progress bar
-) -> dict: # what metrics.json holds; raises `ConfigError`, `TrainingError`
-    "Train one experiment from start or checkpoint to saved models"
-    run_dir, begun = Path(run_dir), conditions(f'fashion_train --config configs/{cfg.name}.yaml', train_hash=data_hash(splits['train']))
-    checkpoint, log, tracker = Checkpoint(run_dir/'checkpoint'/'last.pt'), TrainingLog(run_dir/'logs'/'training.log', verbose), MLflowTracker(cfg, run_dir)
-    learn = make_learner(cfg, splits, augment, (*cbs, checkpoint, log, tracker))
-    _prepare_run(cfg, run_dir, resume)
-    if resume: checkpoint.load()
+def _train(learn: Learner, cfg: Config, verbose: bool):
+    "The one-cycle schedule, without weight decay for norms and biases"
+    with ExitStack() as quiet:
+        if verbose: quiet.enter_context(learn.no_bar()), quiet.enter_context(learn.no_logging())
+        learn.fit_one_cycle(cfg.train.epochs, cfg.train.lr, pct_start=cfg.train.warmup, moms=(cfg.train.momentum,) * 3, wd=[cfg.train.weight_decay, 0.0])
+
+# %% ../nbs/04_baseline.ipynb #cell-42
+@contextmanager
+def _recorded(tracker: MLflowTracker, log: TrainingLog):
+    "Start and end the MLflow run with what became of the training"
     tracker.start()
     status = 'FAILED'
     try:
-        log.write(f'start at epoch {learn.first_epoch + 1} of {cfg.train.epochs}: {cfg.model.arch}, {len(splits["train"].labels)} images')
-        with ExitStack() as quiet:
-            if verbose: quiet.enter_context(learn.no_bar()), quiet.enter_context(learn.no_logging())
-            moms = (cfg.train.momentum,) * 3
-            learn.fit_one_cycle(cfg.train.epochs, cfg.train.lr, pct_start=cfg.train.warmup, moms=moms, wd=[cfg.train.weight_decay, 0.0])
-        metrics = _finish(learn, cfg, run_dir, checkpoint, splits['train'], begun)
-        log.write(f'done: validation accuracy {metrics["valid_accuracy"]:.4f} in epoch {metrics["best_epoch"]}')
-        for name in ('config.yaml', 'metrics.json', 'logs', 'best_model'): tracker.log_artifact(run_dir/name)
+        yield
         status = 'FINISHED'
     except TrainingError as e:
         log.write(str(e))
@@ -291,4 +304,40 @@ def fit(
         status = 'KILLED'
         raise
     finally: tracker.end(status)
+
+# %% ../nbs/04_baseline.ipynb #cell-43
+@contextmanager
+def _locked(run_dir: Path):
+    "Keep other processes out of a run's folder"
+    (folder := run_dir/'checkpoint').mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder/'lock', timeout=0): yield
+    except Timeout: raise ConfigError(f'{run_dir} is being trained by another process: give another --run') from None
+
+# %% ../nbs/04_baseline.ipynb #cell-44
+def fit(
+    cfg: Config, # the experiment
+    splits: dict[str, Split], # 'train' and 'valid'
+    run_dir: str | Path, # runs/<config>/<run>
+    augment: Callable | None = None, # see `make_learner`
+    cbs: tuple = (), # more callbacks; those with `state_dict` are part of the checkpoint
+    resume: bool = False, # continue from the last checkpoint
+    verbose: bool = False, # a line an epoch on the terminal instead of a progress bar
+    command: str | None = None, # the command line that asked for this run, for the record
+) -> dict: # what metrics.json holds; raises `ConfigError`, `TrainingError`
+    "Train one experiment from start or checkpoint to saved models"
+    run_dir = Path(run_dir)
+    checkpoint, log = Checkpoint(run_dir/'checkpoint'/'last.pt'), TrainingLog(run_dir/'logs'/'training.log', verbose)
+    tracker = MLflowTracker(cfg, run_dir, log)
+    learn = make_learner(cfg, splits, augment, (*cbs, checkpoint, log, tracker))
+    _check_run(cfg, run_dir, resume)
+    checkpoint.begun = conditions(command, train_hash=data_hash(splits['train']))
+    if resume: checkpoint.load()
+    with _recorded(tracker, log), _locked(run_dir):
+        save_config(cfg, run_dir/'config.yaml')
+        log.write(f'start at epoch {learn.first_epoch + 1} of {cfg.train.epochs}: {cfg.model.arch}, {len(splits["train"].labels)} images')
+        _train(learn, cfg, verbose)
+        metrics = _finish(learn, cfg, run_dir, checkpoint, splits['train'])
+        log.write(f'done: validation accuracy {metrics["valid_accuracy"]:.4f} in epoch {metrics["best_epoch"]}')
+        for name in ('config.yaml', 'metrics.json', 'logs', 'best_model'): tracker.log_artifact(run_dir/name)
     return metrics

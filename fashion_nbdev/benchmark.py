@@ -22,18 +22,19 @@ _CHILD = '''
 import time; start = time.perf_counter()
 import json, sys
 from fashion_nbdev.predict import Predictor
-def peak():
-    try: return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')) * 1024
-    except (OSError, StopIteration):
-        import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-imported, imported_bytes = time.perf_counter(), peak()
+def peak_mb():
+    try: return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')) * 1024 / 1e6
+    except (OSError, StopIteration): pass
+    try: import resource
+    except ImportError: return None # Windows
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 1e6
+imported, imported_mb = time.perf_counter(), peak_mb()
 predictor = Predictor.load(sys.argv[1], threads=int(sys.argv[2]))
 loaded = time.perf_counter()
 predictor.predict(sys.stdin.buffer.read())
 done = time.perf_counter()
 print(json.dumps(dict(import_ms=1000 * (imported - start), load_ms=1000 * (loaded - imported), predict_ms=1000 * (done - loaded),
-                      imported_mb=imported_bytes / 1e6, peak_mb=peak() / 1e6)), flush=True)
+                      imported_mb=imported_mb, peak_mb=peak_mb())), flush=True)
 '''
 
 # %% ../nbs/08_benchmark.ipynb #cell-9
@@ -49,14 +50,14 @@ def _last_line(text: bytes) -> str:
     return (text.decode('utf-8', 'replace').strip().splitlines() or ['it said nothing'])[-1]
 
 def _medians(rows: list[dict]) -> dict:
-    return dict(runs=len(rows), **{k: float(np.median([r[k] for r in rows])) for k in rows[0]})
+    return dict(runs=len(rows), **{k: None if v is None else float(np.median([r[k] for r in rows])) for k, v in rows[0].items()})
 
 def measure_cold_start(
     path: str | Path, # an .onnx file
     photo: bytes, # an encoded image
     runs: int = 5, # fresh processes
     threads: int = 1, # of the Predictor
-) -> dict: # medians: total_ms (with Python's own start and end), import_ms, load_ms, predict_ms, imported_mb, peak_mb (1 MB is 10^6 bytes)
+) -> dict: # medians: total_ms (with Python's own start and end), import_ms, load_ms, predict_ms, imported_mb, peak_mb (1 MB is 10^6 bytes; None on Windows)
     "Time and memory of a fresh process that loads the model and answers once; files are in the page cache"
     return _medians([_first_answer(Path(path), photo, threads) for _ in range(runs)])
 
@@ -130,22 +131,21 @@ def benchmark(
     photo = Path(image).read_bytes() if image else product_photo()
     result = dict(model=p.info.name, version=p.info.version, file_mb=path.stat().st_size / 1e6, provider=p.provider, threads=threads)
     seconds = min(.5, runs / 1000)
-    steps = dict(latency=lambda: measure_latency(p, photo, runs), cpu_share=lambda: _cpu_share(p, photo), throughput=lambda: measure_throughput(p, p.prepare(photo), seconds=seconds),
+    say(describe(result))
+    steps = dict(latency=lambda: measure_latency(p, photo, runs), cpu_share=_cpu_clock(), throughput=lambda: measure_throughput(p, p.prepare(photo), seconds=seconds),
                  compare=lambda: _compare(p, compare, runs) if compare else None,
                  cold_start=lambda: measure_cold_start(path, photo, min(5, max(1, runs // 50)), threads),
                  service=lambda: measure_service(path, min(3, max(1, runs // 100))) if service else None)
-    say(describe(result))
     for name, step in steps.items():
         result[name] = step()
         say(describe({name: result[name]}))
     return result
 
 # %% ../nbs/08_benchmark.ipynb #cell-20
-def _cpu_share(p: Predictor, photo: bytes) -> float:
-    "Share of wall time in which this process ran; well below 1, the machine was busy with something else"
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(10): p.predict(photo)
-    return (time.process_time() - cpu) / (time.perf_counter() - wall)
+def _cpu_clock() -> Callable: # the share of wall time since now in which this thread ran
+    "Started before a measurement, read after it; well below 1, the machine was busy with something else"
+    wall, cpu = time.perf_counter(), time.thread_time() # of one thread: those of the network do not add up
+    return lambda: (time.thread_time() - cpu) / (time.perf_counter() - wall)
 
 def _compare(p: Predictor, path: str | Path, runs: int) -> dict:
     "`p` against another file, one image and many"
@@ -168,9 +168,9 @@ def _describe_compare(c: dict) -> str:
 
 _DESCRIBE = {
     'latency': _describe_latency, 'compare': _describe_compare,
-    'cpu_share': lambda share: f'  THE MACHINE WAS BUSY: this process ran only {share:.0%} of the time' if share < .9 else '',
+    'cpu_share': lambda share: f'  THE MACHINE WAS BUSY: the measuring thread ran only {share:.0%} of the time' if share < .9 else '',
     'throughput': lambda rows: '  images/s by batch: ' + ', '.join(f'{r["batch_size"]}: {r["images_per_s"]:,.0f}' for r in rows),
-    'cold_start': lambda c: f'  fresh process: first answer after {c["total_ms"]:,.0f} ms (import {c["import_ms"]:,.0f}, load {c["load_ms"]:,.0f}), {c["peak_mb"]:.0f} MB at its peak',
+    'cold_start': lambda c: f'  fresh process: first answer after {c["total_ms"]:,.0f} ms (import {c["import_ms"]:,.0f}, load {c["load_ms"]:,.0f})' + (f', {c["peak_mb"]:.0f} MB at its peak' if c['peak_mb'] else ''),
     'service': lambda s: f'  service: ready after {s["ready_ms"]:,.0f} ms' + (f', {s["ready_mb"]:.0f} MB at its peak' if 'ready_mb' in s else ''),
 }
 
@@ -182,7 +182,7 @@ def describe(
     lines = [_describe_model(result)] if 'model' in result else []
     return '\n'.join(lines + [text for name, say in _DESCRIBE.items() if result.get(name) and (text := say(result[name]))])
 
-# %% ../nbs/08_benchmark.ipynb #cell-27
+# %% ../nbs/08_benchmark.ipynb #cell-28
 def _command_line(name: str, **args) -> str:
     "The command as it can be typed again"
     return ' '.join([name] + [f'--{k}' if v is True else f'--{k} {v}' for k, v in args.items() if v not in ('', False, None)])

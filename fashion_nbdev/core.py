@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'FashionError', 'ConfigError', 'Label', 'lookup', 'labels_of', 'option', 'DataConfig', 'ModelConfig',
-           'TrainConfig', 'AugmentConfig', 'ExportConfig', 'Config', 'load_config', 'save_config', 'write_beside',
-           'repo_root', 'cache_dir', 'models_dirs', 'model_path', 'set_seed', 'command']
+           'TrainConfig', 'AugmentConfig', 'ExportConfig', 'Config', 'load_config', 'save_config', 'check_target',
+           'write_beside', 'repo_root', 'cache_dir', 'models_dirs', 'model_path', 'set_seed', 'command']
 
 # %% ../nbs/00_core.ipynb #cell-3
 import dataclasses, os, random, re, sys, tempfile
@@ -104,9 +104,11 @@ def option(
     low: float | None = None, # smallest value allowed
     high: float | None = None, # largest value allowed
     choices: tuple = (), # the only values allowed, if given
+    pattern: str = '', # regular expression that a text must match as a whole
+    says: str = '', # the pattern in words
 ) -> Any: # a dataclass field
     "A setting with its default and what it may be"
-    meta = dict(low=low, high=high, choices=choices)
+    meta = dict(low=low, high=high, choices=choices, pattern=pattern, says=says)
     if isinstance(default, (list, tuple)): return field(default_factory=lambda: tuple(default), metadata=meta)
     return field(default=default, metadata=meta)
 
@@ -156,7 +158,7 @@ class ExportConfig:
 @dataclass
 class Config:
     "One experiment"
-    name: str = option('unnamed') # names the folder under runs/ and the file under models/
+    name: str = option('unnamed', pattern=r'\w[\w.-]*', says='letters, digits, _ . and -, the first no . or -') # names the folder under runs/ and the file under models/
     seed: int = option(42, 0, 2**32 - 1)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -182,8 +184,9 @@ _StrictLoader.add_implicit_resolver('tag:yaml.org,2002:float',
 # %% ../nbs/00_core.ipynb #cell-25
 def _allowed(f: dataclasses.Field) -> str:
     "In words: what field `f` may be"
-    low, high, choices = (f.metadata.get(k) for k in ('low', 'high', 'choices'))
+    low, high, choices, says = (f.metadata.get(k) for k in ('low', 'high', 'choices', 'says'))
     if choices: return 'one of ' + ', '.join(map(str, choices))
+    if says: return says
     kind = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}.get(f.type, str(f.type))
     if low is not None and high is not None: return f'{kind} from {low} to {high}'
     return kind if low is None else f'{kind} of at least {low}'
@@ -196,8 +199,8 @@ def _is_kind(value: Any, kind: type) -> bool:
 def _check_value(f: dataclasses.Field, value: Any, key: str) -> Any:
     "`value` as field `f` wants it, or a `ConfigError` that names `key`"
     if f.type is float and type(value) is int: value = float(value)
-    low, high, choices = (f.metadata.get(k) for k in ('low', 'high', 'choices'))
-    good = _is_kind(value, f.type) and (not choices or value in choices)
+    low, high, choices, pattern = (f.metadata.get(k) for k in ('low', 'high', 'choices', 'pattern'))
+    good = _is_kind(value, f.type) and (not choices or value in choices) and (not pattern or re.fullmatch(pattern, value))
     if good and low is not None: good = value >= low
     if good and high is not None: good = value <= high
     if not good: raise ConfigError(f'{key} is {value!r}, but must be {_allowed(f)}')
@@ -206,7 +209,7 @@ def _check_value(f: dataclasses.Field, value: Any, key: str) -> Any:
 # %% ../nbs/00_core.ipynb #cell-27
 def _build(cls: type, values: Any, prefix: str = '') -> Any:
     "Dataclass `cls` from a nested dict, every key and value checked"
-    where = prefix.rstrip('.') or 'the configuration'
+    where, values = prefix.rstrip('.') or 'the configuration', {} if values is None else values # nothing is all defaults
     if not isinstance(values, dict): raise ConfigError(f'{where} is {values!r}, but must be a mapping of keys to values')
     known = {f.name: f for f in fields(cls)}
     for key in values:
@@ -215,20 +218,23 @@ def _build(cls: type, values: Any, prefix: str = '') -> Any:
                   else _check_value(known[key], value, prefix + key) for key, value in values.items()})
 
 # %% ../nbs/00_core.ipynb #cell-28
-def _parse_yaml(text: str, where: str) -> Any:
+def _parse_yaml(text: str | bytes, where: str) -> Any:
     try: return yaml.load(text, _StrictLoader)
     except ConfigError as e: raise ConfigError(f'{where}: {e}') from None
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError) as e: # ValueError: a date that is none
         mark = getattr(e, 'problem_mark', None)
         line = f' line {mark.line + 1}' if mark else ''
-        raise ConfigError(f'{where}{line}: not valid YAML ({getattr(e, "problem", None) or e})') from None
+        raise ConfigError(f'{where}{line}: not valid YAML in UTF-8 ({getattr(e, "problem", None) or getattr(e, "reason", None) or e})') from None
 
 def _override(values: dict, item: str):
     "Set one `section.key=value` in the nested dict `values`"
     key, eq, text = item.partition('=')
     if not eq: raise ConfigError(f'override {item!r} must look like train.epochs=5')
     *sections, last = key.split('.')
-    for section in sections: values = values.setdefault(section, {})
+    for i, section in enumerate(sections):
+        if values.get(section) is None: values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict): raise ConfigError(f'override {item!r}: {".".join(sections[:i+1])} is no section but {values!r}')
     values[last] = _parse_yaml(text, f'override {item!r}')
 
 # %% ../nbs/00_core.ipynb #cell-29
@@ -239,9 +245,9 @@ def load_config(
     "Read one experiment, strictly"
     path = Path(path)
     if not path.is_file(): raise ConfigError(f'no configuration file {path}: give a YAML file such as configs/fashion_mnist.yaml')
-    values = _parse_yaml(path.read_text(encoding='utf-8'), path.name) or {}
+    values = {} if (parsed := _parse_yaml(path.read_bytes(), path.name)) is None else parsed
     try:
-        for item in overrides: _override(values, item)
+        for item in overrides if isinstance(values, dict) else (): _override(values, item)
         return _build(Config, values)
     except ConfigError as e: raise ConfigError(f'{path.name}: {e}') from None
 
@@ -255,13 +261,27 @@ def save_config(
         tmp.write_text(yaml.safe_dump(dataclasses.asdict(cfg), sort_keys=False, allow_unicode=True), encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #cell-32
+def check_target(
+    path: str | Path, # the file that will be written
+    *suffixes: str, # what its name may end in; anything if none is given
+) -> Path: # the same; its folder exists. Raises `FashionError`
+    "Make sure, before long work, that a file can be written"
+    path = Path(path)
+    if suffixes and path.suffix not in suffixes: raise FashionError(f'{path} must end in {" or ".join(suffixes)}')
+    if path.is_dir(): raise FashionError(f'{path} is a folder: name a file')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as e: raise FashionError(f'cannot write {path} ({e.strerror}): name another place') from None
+    return path
+
+# %% ../nbs/00_core.ipynb #cell-34
 @contextmanager
 def write_beside(
     path: str | Path, # the file to write
 ) -> Iterator[Path]: # a temporary path in the same folder, renamed at the end
     "Write a file completely or not at all"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = check_target(path)
     fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix)
     os.close(fd)
     tmp = Path(tmp)
@@ -269,23 +289,24 @@ def write_beside(
         yield tmp
         umask = os.umask(0); os.umask(umask)
         tmp.chmod(0o666 & ~umask)
+        with open(tmp, 'rb+') as f: os.fsync(f.fileno()) # or a power cut may leave the new name without its content
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #cell-41
+# %% ../nbs/00_core.ipynb #cell-45
 def repo_root() -> Path | None: # None when neither the package nor the working folder is in a checkout
     "The checkout this package, or else the working folder, belongs to"
     for start in (Path(__file__).resolve() if '__file__' in globals() else Path.cwd(), Path.cwd()):
         for folder in (start, *start.parents):
             if (folder/'settings.ini').is_file() and (folder/'fashion_nbdev').is_dir(): return folder
 
-# %% ../nbs/00_core.ipynb #cell-42
+# %% ../nbs/00_core.ipynb #cell-46
 def cache_dir() -> Path: # created when something is written
     "The folder for downloads: `FASHION_CACHE_DIR`, or fashion_nbdev under the user's cache"
     if own := os.environ.get('FASHION_CACHE_DIR'): return Path(own)
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'fashion_nbdev'
 
-# %% ../nbs/00_core.ipynb #cell-43
+# %% ../nbs/00_core.ipynb #cell-47
 def models_dirs() -> list[Path]: # the folders that exist, first wins
     "Where models are looked for: `FASHION_MODELS_DIR`, the checkout's models/, the package's own"
     root = repo_root()
@@ -302,7 +323,7 @@ def model_path(
     if str(name) in found: return found[str(name)]
     raise ConfigError(f'no model {str(name)!r}: give the path of an .onnx file or one of {", ".join(found) or "(none found)"}')
 
-# %% ../nbs/00_core.ipynb #cell-47
+# %% ../nbs/00_core.ipynb #cell-51
 def set_seed(
     seed: int = 42, # any whole number from 0 to 2**32 - 1
 ):
@@ -311,7 +332,7 @@ def set_seed(
     np.random.seed(seed)
     if torch := sys.modules.get('torch'): torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #cell-52
+# %% ../nbs/00_core.ipynb #cell-56
 def _from_console(func: Callable) -> Any:
     "Call `func` with what `sys.argv` says; mistakes are one line and an exit code"
     def stop(message, code=2):
@@ -326,8 +347,9 @@ def _from_console(func: Callable) -> Any:
     except BrokenPipeError: # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0)
+    except OSError as e: stop(f'{e.filename}: {e.strerror}' if e.filename else e)
 
-# %% ../nbs/00_core.ipynb #cell-53
+# %% ../nbs/00_core.ipynb #cell-57
 def command(
     func: Callable, # its parameters documented with docments
 ) -> Callable: # a console script that notebooks call as a plain function

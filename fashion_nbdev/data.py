@@ -157,7 +157,8 @@ def split_valid(
     seed: int = 42, # another seed sets aside others
 ) -> tuple[Split, Split]: # what is left to train on, and the validation split
     "Set a stratified validation split aside"
-    mask = np.zeros(len(train.labels), bool)
+    if n > (m := len(train.labels)): raise DataError(f'cannot choose {n:,} of {m:,} images for validation: lower data.valid_size (--valid_size)')
+    mask = np.zeros(m, bool)
     mask[stratified(train.labels, n, seed)] = True
     return Split(train.images[~mask], train.labels[~mask]), Split(train.images[mask], train.labels[mask])
 
@@ -173,6 +174,7 @@ def load_dataset(
 ) -> dict[str, Split]: # 'train', 'valid' and 'test'; raises `DataError`, or `ConfigError` for an unknown name
     "Find, verify, read and split a data set"
     ds = lookup(DATASETS, name, 'data set')
+    if samples and archive: raise DataError('give an archive of your own or the committed samples, not both')
     if samples: archive, verify = (repo_root() or Path())/'samples'/ds.folder, False
     splits = ds.load(ds, locate(ds, archive, progress), verify)
     if 'valid' not in splits:

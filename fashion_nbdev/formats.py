@@ -18,10 +18,10 @@ IMAGE_ERRORS = { # code -> what it means
     'not_bytes': 'what was given is not the bytes of a file (a path or text, for instance)',
     'empty': 'there are no bytes',
     'too_large': 'the file has more bytes than `max_bytes`',
-    'unsupported_format': 'the content is not JPEG, PNG, WebP, GIF or BMP',
+    'unsupported_format': 'the content is not JPEG, PNG, WebP, GIF or BMP, or is a kind of JPEG or BMP that hardly anybody writes',
     'too_many_pixels': 'the header declares more than `max_pixels` pixels',
     'side_too_long': 'the header declares a side longer than `max_side` pixels',
-    'too_many_scans': 'a JPEG has more than `max_jpeg_scans` scans',
+    'too_many_scans': 'a JPEG has more than `max_jpeg_scans` scans, or its scans have more than `max_scan_pixels` pixels in all',
     'corrupt': 'the file is damaged, incomplete or contradicts itself',
     'bad_array': 'an array is not uint8 [h, w], [h, w, 1] or [h, w, 3], or holds no pixels',
 }
@@ -45,6 +45,7 @@ class ImageLimits:
     max_pixels: int = 25_000_000 # width times height
     max_side: int = 12_000 # pixels along the longer side
     max_jpeg_scans: int = 100 # a progressive JPEG has about 10; each is a pass over the whole picture
+    max_scan_pixels: int = 500_000_000 # scans times width times height: the work that those passes are
 
 # %% ../nbs/00a_formats.ipynb #cell-17
 _BMP_HEADERS = {12, 40, 52, 56, 64, 108, 124} # the sizes that the second header of a BMP can have
@@ -125,6 +126,7 @@ def _parse_png(data: bytes) -> ImageParts:
 # %% ../nbs/00a_formats.ipynb #cell-32
 _JPEG_MARKER = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]') # FF00 and the restart markers belong to the compressed data
 _JPEG_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} # start of frame
+_JPEG_ARITHMETIC = {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF} # start of frame, arithmetic coding
 _JPEG_ASIDE = {*range(0xE1, 0xF0), 0xFE} - {0xEE} # application segments but JFIF and Adobe, comments
 
 def _parse_jpeg(data: bytes, max_scans: int) -> ImageParts:
@@ -135,6 +137,7 @@ def _parse_jpeg(data: bytes, max_scans: int) -> ImageParts:
         start, pos, kind = marker.start(), marker.end(), data[marker.end() - 1]
         if kind == 0xD9: break # end of image; what follows is another picture or a film
         if kind < 0xC0 or kind == 0xD8: continue # these have no length
+        if kind in _JPEG_ARITHMETIC: raise ImageError('unsupported_format', 'the file is an arithmetic-coded JPEG, but must be an ordinary one: save it again')
         end = pos + struct.unpack_from('>H', data, pos)[0]
         if kind in _JPEG_SIZES and not size: size = struct.unpack_from('>3xHH', data, pos)
         if kind == 0xE1 and not exif and data.startswith(b'Exif\0\0', pos + 2): exif = data[pos + 8:end]
@@ -208,6 +211,8 @@ def _check_size(parts: ImageParts, limits: ImageLimits):
         raise ImageError('side_too_long', f'the picture is {width:,} x {height:,} pixels, but a side must have at most {limits.max_side:,}')
     if parts.scans > limits.max_jpeg_scans:
         raise ImageError('too_many_scans', f'the JPEG has more than {limits.max_jpeg_scans} scans: save it again as an ordinary JPEG')
+    if (work := parts.scans*width*height) > limits.max_scan_pixels:
+        raise ImageError('too_many_scans', f'the JPEG has {parts.scans} scans of {width:,} x {height:,}, {work:,} pixels in all, but must have at most {limits.max_scan_pixels:,}: save it again as an ordinary JPEG')
 
 # %% ../nbs/00a_formats.ipynb #cell-43
 def corrupt_error(

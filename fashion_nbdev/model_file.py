@@ -10,6 +10,7 @@ import hashlib, json, math, re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,22 +44,24 @@ class ModelInfo:
 
 # %% ../nbs/05a_model_file.ipynb #cell-9
 def _is_int(v: Any, low: int, high: int) -> bool: return type(v) is int and low <= v <= high
-def _is_real(v: Any, low: float, high: float) -> bool: return type(v) in (int, float) and math.isfinite(v) and low <= v <= high
-def _is_text(v: Any, pattern: str = '.*') -> bool: return isinstance(v, str) and len(v) <= 4000 and bool(re.fullmatch(pattern, v, re.S))
+def _is_real(v: Any, low: float, high: float) -> bool: return type(v) in (int, float) and low <= v <= high
+def _is_unicode(v: str) -> bool: return not re.search('[\ud800-\udfff]', v) # half a character cannot be written as UTF-8
+def _is_text(v: Any, pattern: str = '.*') -> bool: return isinstance(v, str) and len(v) <= 4000 and _is_unicode(v) and bool(re.fullmatch(pattern, v, re.S))
 
 def _is_time(v: Any) -> bool:
     try: return v == '' or datetime.fromisoformat(v).tzinfo is not None
     except (TypeError, ValueError): return False
 
-def _is_json(v: Any) -> bool:
-    "Whether `v` is JSON whose numbers are all finite"
-    if isinstance(v, dict): return all(isinstance(k, str) and _is_json(x) for k, x in v.items())
-    if isinstance(v, list): return all(map(_is_json, v))
-    return v is None or isinstance(v, (str, bool, int)) or (isinstance(v, float) and math.isfinite(v))
+def _is_json(v: Any, depth: int = 20) -> bool:
+    "Whether `v` is JSON that UTF-8 can hold, with finite numbers only, nested at most `depth` deep"
+    if isinstance(v, (dict, list)) and not depth: return False
+    if isinstance(v, dict): return all(isinstance(k, str) and _is_unicode(k) and _is_json(x, depth - 1) for k, x in v.items())
+    if isinstance(v, list): return all(_is_json(x, depth - 1) for x in v)
+    return _is_unicode(v) if isinstance(v, str) else v is None or isinstance(v, (bool, int)) or (isinstance(v, float) and math.isfinite(v))
 
 def _are_labels(v: Any) -> bool:
     if not isinstance(v, list) or not 2 <= len(v) <= 10_000: return False
-    if not all(isinstance(l, dict) and set(l) == {'key', 'en', 'ru'} and all(_is_text(x, '.+') for x in l.values()) for l in v): return False
+    if not all(isinstance(l, dict) and set(l) == {'key', 'en', 'ru'} and all(_is_text(x, '.+') and x.isprintable() for x in l.values()) for l in v): return False
     return len({l['key'] for l in v}) == len(v)
 
 # %% ../nbs/05a_model_file.ipynb #cell-10
@@ -66,25 +69,26 @@ _SCHEMA = 1
 _RULES = { # key -> (test, what would be right)
     'schema': (lambda v: _is_int(v, _SCHEMA, _SCHEMA), f'{_SCHEMA}; another number needs another version of fashion_nbdev'),
     'name': (lambda v: _is_text(v, r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}'), 'up to 100 letters, digits, dots, dashes and underscores'),
-    'labels': (_are_labels, 'a list of at least two {"key", "en", "ru"}, each text, no key twice'),
+    'labels': (_are_labels, 'a list of at least two {"key", "en", "ru"}, each printable text, no key twice'),
     'height': (lambda v: _is_int(v, 1, 4096), 'a whole number from 1 to 4096'),
     'width': (lambda v: _is_int(v, 1, 4096), 'a whole number from 1 to 4096'),
     'channels': (lambda v: type(v) is int and v in (1, 3), '1 or 3'),
     'resize': (lambda v: v in RESIZE_RULES, f'one of {", ".join(RESIZE_RULES)}'),
     'crop_pct': (lambda v: _is_real(v, 0.1, 1), 'a number from 0.1 to 1'),
     'temperature': (lambda v: _is_real(v, 0.01, 100), 'a number from 0.01 to 100'),
-    'metrics': (lambda v: isinstance(v, dict) and _is_json(v), 'an object whose numbers are all finite'),
+    'metrics': (lambda v: isinstance(v, dict) and _is_json(v), 'an object of at most 20 levels, with finite numbers and Unicode text'),
     'data_hash': (lambda v: _is_text(v, '([0-9a-f]{64})?'), '64 hex digits'),
     'command': (_is_text, 'text'),
     'commit': (_is_text, 'text'),
     'created': (_is_time, 'an ISO 8601 time with its time zone'),
-    'licences': (lambda v: isinstance(v, dict) and all(map(_is_text, v.values())), 'an object of texts'),
+    'licences': (lambda v: isinstance(v, dict) and all(map(_is_text, (*v, *v.values()))), 'an object of texts'),
     'version': (lambda v: _is_text(v, '[0-9a-f]{12}'), '12 hex digits'),
 }
 
 # %% ../nbs/05a_model_file.ipynb #cell-11
 def _brief(value: Any) -> str:
-    text = repr(value)
+    try: text = repr(value)
+    except RecursionError: return 'nested too deeply'
     return text if len(text) <= 60 else text[:57] + '...'
 
 def _check_info(values: dict):
@@ -93,7 +97,7 @@ def _check_info(values: dict):
     for key in _RULES if values.get('schema') == _SCHEMA else ['schema']:
         if key not in values: raise ModelError(f'metadata has no key {key!r}: it must hold {", ".join(_RULES)}')
     for key, value in values.items():
-        if key not in _RULES: raise ModelError(f'metadata has the unknown key {key!r}: it may hold {", ".join(_RULES)}')
+        if key not in _RULES: raise ModelError(f'metadata has the unknown key {_brief(key)}: it may hold {", ".join(_RULES)}')
         good, right = _RULES[key]
         if not good(value): raise ModelError(f'metadata key {key!r} is {_brief(value)}, but must be {right}')
 
@@ -102,9 +106,10 @@ def info_to_json(
     info: ModelInfo, # a description whose version is set
 ) -> str: # one line of JSON; raises `ModelError` if a value is not allowed
     "A description as it stands in the file"
-    values = asdict(info) | {'labels': [l._asdict() for l in info.labels]}
-    try: values = json.loads(json.dumps(values, allow_nan=False)) # tuples become lists, as a reader will see them
-    except (TypeError, ValueError) as e: raise ModelError(f'metadata cannot be written as JSON: {e}') from None
+    try:
+        values = asdict(info) | {'labels': [l._asdict() for l in info.labels]}
+        values = json.loads(json.dumps(values, allow_nan=False)) # tuples become lists, as a reader will see them
+    except (TypeError, ValueError, RecursionError) as e: raise ModelError(f'metadata cannot be written as JSON: {e}') from None
     _check_info(values)
     return json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(',', ':'))
 
@@ -112,10 +117,11 @@ def info_to_json(
 def _no_constant(text: str): raise ValueError(f'{text} is not a number')
 
 def _no_twice(pairs: list) -> dict:
-    keys = [k for k, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1: raise ValueError(f'key {key!r} is given twice')
-    return dict(pairs)
+    seen = {}
+    for key, value in pairs:
+        if key in seen: raise ValueError(f'key {_brief(key)} is given twice')
+        seen[key] = value
+    return seen
 
 def info_from_json(
     text: str, # what the file holds
@@ -161,6 +167,11 @@ def _walk(buf: memoryview) -> Iterator[_Field]:
 # %% ../nbs/05a_model_file.ipynb #cell-22
 _METADATA, _GRAPH, _TRAINING, _FUNCTIONS = 14, 7, 20, 25 # fields of ModelProto
 _KEY = b'fashion'
+_MAX_FIELDS = 100_000 # at the top level, where a model has a dozen
+
+def _message(value: Any) -> memoryview:
+    if isinstance(value, int): raise ModelError('is not an ONNX file, or is cut short')
+    return value
 
 def _to_varint(n: int) -> bytes:
     return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + _to_varint(n >> 7)
@@ -169,10 +180,10 @@ def _to_field(number: int, value: bytes) -> bytes:
     return _to_varint(number << 3 | 2) + _to_varint(len(value)) + value
 
 def _entry_key(entry: memoryview) -> bytes:
-    return b''.join(bytes(f.value) for f in _walk(entry) if f.number == 1)
+    return b''.join(bytes(_message(f.value)) for f in _walk(entry) if f.number == 1)
 
 def _metadata_fields(model: memoryview) -> list[_Field]:
-    return [f for f in _walk(model) if f.number == _METADATA and _entry_key(f.value) == _KEY]
+    return [f for f in _walk(model) if f.number == _METADATA and _entry_key(_message(f.value)) == _KEY]
 
 # %% ../nbs/05a_model_file.ipynb #cell-23
 def pack_model(
@@ -203,10 +214,6 @@ def _check_tensors(buf: memoryview, message: str = 'model', depth: int = 0):
             raise ModelError('keeps weights in another file: export it as one file, without external data')
         if f.number in _INSIDE[message]: _check_tensors(_message(f.value), _INSIDE[message][f.number], depth + 1)
 
-def _message(value: Any) -> memoryview:
-    if isinstance(value, int): raise ModelError('is not an ONNX file, or is cut short')
-    return value
-
 # %% ../nbs/05a_model_file.ipynb #cell-26
 _TYPES = {1: 'float32', 2: 'uint8', 3: 'int8', 6: 'int32', 7: 'int64', 10: 'float16', 11: 'float64'} # TensorProto.DataType
 
@@ -222,7 +229,8 @@ def _value_info(buf: memoryview) -> tuple:
     return name, _TYPES.get(kind, f'type {kind}'), dims
 
 def _shown(values: list) -> str:
-    return ', '.join(f'{n} {t} [{", ".join("n" if d is None else str(d) for d in dims)}]' for n, t, dims in values) or 'nothing'
+    shown = ', '.join(f'{n[:100]} {t} [{", ".join("n" if d is None else str(d) for d in dims[:9])}]' for n, t, dims in values[:9]) or 'nothing'
+    return ''.join(c if c.isprintable() else '?' for c in shown[:300]) # a name is whatever the file says
 
 def _check_signature(graph: memoryview, info: ModelInfo):
     "Raise `ModelError` if inputs and outputs are not those that the description promises"
@@ -237,7 +245,8 @@ def unpack_model(
 ) -> ModelInfo: # its description, checked against the rest of the file; raises `ModelError`
     "Check a model file and read what it says about itself"
     model = memoryview(data)
-    top = list(_walk(model))
+    top = list(islice(_walk(model), _MAX_FIELDS + 1))
+    if len(top) > _MAX_FIELDS: raise ModelError(f'has more than {_MAX_FIELDS:,} fields at its top level: no exporter writes that many')
     if sum(f.number == _GRAPH for f in top) != 1: raise ModelError('is not an ONNX file, or is cut short')
     entries = _metadata_fields(model)
     if not entries: raise ModelError("has no metadata under the key 'fashion': make the file with fashion_export")

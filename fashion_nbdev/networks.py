@@ -7,10 +7,12 @@ __all__ = ['default_cfgs', 'conv_block', 'SimpleCNN', 'simple_cnn', 'ResNet28', 
            'load_model']
 
 # %% ../nbs/03a_networks.ipynb #cell-3
+import shutil
 from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, save_for_hf
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
@@ -89,8 +91,12 @@ def save_model(
     "Write a network in the Hugging Face format"
     stats = dict(mean=tuple(map(float, mean)), std=tuple(map(float, std)), input_size=tuple(input_size))
     model.to(memory_format=torch.contiguous_format) # what safetensors can store
-    save_for_hf(model, str(folder), safe_serialization=True, data_config=stats,
+    part = (folder := Path(folder)).with_name(f'.{folder.name}.part')
+    shutil.rmtree(part, ignore_errors=True)
+    save_for_hf(model, str(part), safe_serialization=True, data_config=stats,
         model_config=dict(label_names=[l.key for l in labels_of(cfg.data.dataset)]))
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder) # complete or not there
 
 # %% ../nbs/03a_networks.ipynb #cell-20
 def load_model(
@@ -99,4 +105,5 @@ def load_model(
     "Read a network that `save_model` wrote; raises `ConfigError`"
     if not (Path(folder)/'config.json').is_file():
         raise ConfigError(f'no network in {folder}: give a folder with config.json and model.safetensors, such as runs/NAME/RUN/best_model')
-    return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    try: return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    except (OSError, RuntimeError, KeyError, SafetensorError) as e: raise ConfigError(f'{folder} holds no usable network ({e}): train it again') from None

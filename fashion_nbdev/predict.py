@@ -11,7 +11,7 @@ __all__ = ['PROVIDERS', 'IMAGE_SUFFIXES', 'Score', 'Timing', 'Prediction', 'Fail
 import glob, itertools, os, re, sys, time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,14 +78,22 @@ def _session_options(threads: int) -> ort.SessionOptions:
 def _first_line(e: Exception) -> str:
     return re.sub(r'\s+', ' ', str(e)).strip()[:200]
 
+def _start(data: bytes, provider: str, threads: int) -> ort.InferenceSession: # without ONNX Runtime's own retry, which prints a banner
+    order = [p for p in PROVIDERS[provider] if p in ort.get_available_providers()]
+    try: return ort.InferenceSession(data, _session_options(threads), providers=order, enable_fallback=0)
+    except Exception as e: raise ModelError(f'ONNX Runtime cannot run it: {_first_line(e)}') from None
+
+def _start_best(data: bytes, offered: list[str], threads: int) -> ort.InferenceSession:
+    for provider in offered[:0:-1]:
+        with suppress(ModelError): return _start(data, provider, threads)
+    return _start(data, offered[0], threads)
+
 def _open_session(data: bytes, provider: str, threads: int) -> tuple[ort.InferenceSession, str]:
     "A session and the name of the provider it really uses"
     offered = offered_providers()
-    wanted = offered[-1] if provider == 'auto' else provider
-    if wanted not in offered:
+    if provider not in (*offered, 'auto'):
         raise ModelError(f'provider {provider!r} is not offered by this ONNX Runtime: choose one of {", ".join(offered)}, auto')
-    try: session = ort.InferenceSession(data, _session_options(threads), providers=[p for p in PROVIDERS[wanted] if p in ort.get_available_providers()])
-    except Exception as e: raise ModelError(f'ONNX Runtime cannot run it: {_first_line(e)}') from None
+    session = _start_best(data, offered, threads) if provider == 'auto' else _start(data, provider, threads)
     used = next(name for name, order in PROVIDERS.items() if order[0] == session.get_providers()[0])
     if provider not in ('auto', used):
         raise ModelError(f'provider {provider!r} did not start, {used!r} would be used: check its driver and libraries, or ask for {used}')
@@ -244,7 +252,7 @@ class Predictor:
             if isinstance(img, Exception): yield Failure(getattr(img, 'code', 'internal'), _first_line(img), source)
             else: yield Prediction(_top(next(rows), self.info, top_k, lang), source, Timing(ms, infer))
 
-# %% ../nbs/06_predict.ipynb #cell-39
+# %% ../nbs/06_predict.ipynb #cell-40
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.gif', '.bmp')
 
 def _walk_folder(folder: str) -> Iterator[str]:
@@ -263,7 +271,7 @@ def find_images(
         if not paths: raise FashionError(f'{item!r} is no file or folder, and no file matches it')
         for path in paths: yield from _walk_folder(path) if os.path.isdir(path) else [path]
 
-# %% ../nbs/06_predict.ipynb #cell-44
+# %% ../nbs/06_predict.ipynb #cell-45
 def _columns(top_k: int) -> dict[str, type]: # name, name_2, name_3 ...
     ranks = {f'{c}_{i}' if i > 1 else c: t for i in range(1, top_k + 1) for c, t in (('label', str), ('name', str), ('probability', float))}
     return dict(file=str, **ranks, error=str, message=str, model=str, version=str)
@@ -273,7 +281,7 @@ def _row(r: Prediction | Failure, info: ModelInfo, top_k: int) -> dict:
     if isinstance(r, Failure): return row | dict(error=r.code, message=r.message)
     return row | dict(zip(list(_columns(top_k))[1:], (v for s in r.top[:top_k] for v in (s.label, s.name, round(s.probability, 6)))))
 
-# %% ../nbs/06_predict.ipynb #cell-47
+# %% ../nbs/06_predict.ipynb #cell-48
 @contextmanager
 def _table_writer(lang: str) -> Iterator[Callable]:
     def write(row):
@@ -283,7 +291,7 @@ def _table_writer(lang: str) -> Iterator[Callable]:
         print(f'{name:<40}  {text}')
     yield write
 
-# %% ../nbs/06_predict.ipynb #cell-48
+# %% ../nbs/06_predict.ipynb #cell-49
 def predict_files(
     inputs: list, # files, folders and patterns
     predictor: Predictor, # a loaded model
@@ -306,7 +314,7 @@ def predict_files(
             write(_row(r, predictor.info, top_k))
     return total, failed
 
-# %% ../nbs/06_predict.ipynb #cell-49
+# %% ../nbs/06_predict.ipynb #cell-50
 @command
 def fashion_predict(
     inputs: Param('image files, folders (with their subfolders) or patterns', nargs='+'), # list of str

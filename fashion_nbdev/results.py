@@ -94,19 +94,21 @@ def _plain(value: Any, where: str) -> Any:
     raise ResultsError(f'{where} is a {type(value).__name__}: results hold numbers, text, None, and lists and dicts of them')
 
 # %% ../nbs/02a_results.ipynb #cell-19
+_ODD = re.compile(r'(|true|false|[\[{"].*)', re.S) # text that would come back as something else
+
 def _flat(row: dict, prefix: str = '') -> dict:
-    "Nested dicts as `outer.inner`, whole floats as ints, lists as JSON text, None as empty"
+    "Nested dicts as `outer.inner`, whole floats as ints, lists and odd text as JSON text, None as empty"
     out = {}
     for key, v in row.items():
         if isinstance(v, dict): out |= _flat(v, f'{prefix}{key}.')
-        elif isinstance(v, list | bool): out[prefix + key] = json.dumps(v)
+        elif isinstance(v, list | bool) or isinstance(v, str) and _ODD.fullmatch(v): out[prefix + key] = json.dumps(v, ensure_ascii=False)
         else: out[prefix + key] = '' if v is None else int(v) if isinstance(v, float) and v.is_integer() else v
     return out
 
 def _unflat(cell: Any) -> Any:
     "A CSV cell in its own type again"
     if isinstance(cell, float): return int(cell) if cell.is_integer() else cell
-    if cell in ('', 'true', 'false') or cell.startswith('['): return json.loads(cell or 'null')
+    if cell in ('', 'true', 'false') or cell.startswith(('[', '"')): return json.loads(cell or 'null')
     return cell
 
 # %% ../nbs/02a_results.ipynb #cell-21

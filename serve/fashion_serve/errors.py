@@ -77,7 +77,7 @@ def _on_invalid(request: Request, e: RequestValidationError):
     first = e.errors()[0]
     where, name = first['loc'][0], '.'.join(map(str, first['loc'][1:])) or 'body'
     if first['type'] == 'extra_forbidden':
-        return respond(request, 'invalid_parameter', f'unknown {where} parameter {name!r}: it may be model, top_k or lang')
+        return respond(request, 'invalid_parameter', f'unknown {where} parameter {name[:40]!r}: it may be model, top_k or lang')
     said = first['msg'][:1].lower() + first['msg'][1:]
     return respond(request, 'invalid_parameter', f'{where} parameter {name} is {str(first["input"])[:40]!r}: {said}')
 

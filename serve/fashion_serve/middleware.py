@@ -33,6 +33,7 @@ class Edge:
         asked = Headers(scope=scope).get('x-request-id', '')
         request_id = asked if REQUEST_ID.fullmatch(asked) else uuid4().hex
         scope.setdefault('state', {})['request_id'] = request_id
+        scope['headers'] = [(k, v) for k, v in scope['headers'] if k != b'range'] # every answer is small, and comes whole
         caching = b'no-store' if scope['path'].startswith('/v1/') else b'no-cache'
         extra = [*SECURITY_HEADERS, (b'x-request-id', request_id.encode()), (b'cache-control', caching)]
         started = False

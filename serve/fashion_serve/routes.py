@@ -46,7 +46,7 @@ async def predict(request: Request, engine: EngineDep, query: Annotated[s.Predic
     n = len(predictor.info.labels)
     if query.top_k > n:
         raise Problem('invalid_parameter', f'top_k is {query.top_k}, but {name} has {n} labels: give 1 to {n}')
-    data = await read_picture(request, engine.settings.max_bytes)
+    data = await read_picture(request, engine.settings.max_bytes, engine.settings.read_timeout)
     read = time.perf_counter()
     prediction, waited = await engine.predict(predictor, data, query.top_k, query.lang)
     spent = prediction.timing_ms
@@ -77,12 +77,14 @@ async def model(name: str, engine: EngineDep) -> s.ModelOut:
     return describe(*engine.get(name), engine.default)
 
 
+@rest.head('/livez', include_in_schema=False)
 @rest.get('/livez', summary='Is the process alive?', tags=['health'])
 async def livez() -> s.Status:
     "Answers as long as the process does."
     return s.Status(status='ok')
 
 
+@rest.head('/readyz', include_in_schema=False)
 @rest.get('/readyz', summary='Would a picture be answered?', tags=['health'], responses=problems('not_ready'))
 async def readyz(engine: EngineDep) -> s.Status:
     "Ready once every model is loaded and warmed up."

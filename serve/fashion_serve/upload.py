@@ -1,4 +1,5 @@
 "One picture out of a request: the raw body, or the file of a multipart form; counted while it is read"
+import asyncio
 from collections.abc import AsyncIterator
 
 from fastapi import Request
@@ -36,6 +37,7 @@ async def _form_file(request: Request, max_bytes: int) -> bytes:
     stream = _counted(request, max_bytes + FORM_EXTRA)
     try: form = await _InMemory(request.headers, stream, max_files=1, max_fields=MAX_FIELDS, max_part_size=1024).parse()
     except MultiPartException as e: raise Problem('bad_multipart', f'{e.message.rstrip(".")}: send one file in the field file') from None
+    except (UnicodeError, LookupError) as e: raise Problem('bad_multipart', 'the form is not in the charset it names: send it as UTF-8') from e
     try:
         file = form.get('file')
         if file is None or isinstance(file, str): raise Problem('missing_file', 'the form has no file in a field named file')
@@ -43,8 +45,12 @@ async def _form_file(request: Request, max_bytes: int) -> bytes:
     finally: await form.close()
 
 
-async def read_picture(request: Request, max_bytes: int) -> bytes:
-    "The picture sent; its content decides what it is, not its headers. Raises `Problem`"
+async def read_picture(request: Request, max_bytes: int, timeout: float) -> bytes:
+    "The picture sent, whole within `timeout` seconds; its content decides what it is, not its headers. Raises `Problem`"
     kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
-    if kind == 'multipart/form-data': return await _form_file(request, max_bytes)
-    return b''.join([chunk async for chunk in _counted(request, max_bytes)])
+    try:
+        async with asyncio.timeout(timeout):
+            if kind == 'multipart/form-data': return await _form_file(request, max_bytes)
+            return b''.join([chunk async for chunk in _counted(request, max_bytes)])
+    except TimeoutError:
+        raise Problem('incomplete_body', f'the body had not all come after {timeout:g} seconds: please send it again', {'Connection': 'close'}) from None

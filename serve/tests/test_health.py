@@ -23,6 +23,19 @@ def test_ready_and_no_more_when_stopped(running, settings):
     assert client.get('/readyz').status_code == 503
 
 
+def test_head(client):
+    for path in '/livez', '/readyz':
+        answer = client.head(path)
+        assert answer.status_code == 200 and not answer.content
+
+
+@pytest.mark.parametrize('path', ['/', '/page/page.js'])
+@pytest.mark.parametrize('asked', ['bytes=0-3', 'bytes=99999999-', 'bytes=5-1', 'lines=1', 'bytes=' + '0-1,' * 1000, ''])
+def test_range_is_ignored(client, path, asked):
+    answer = client.get(path, headers={'Range': asked})
+    assert answer.status_code == 200 and answer.content == client.get(path).content
+
+
 @pytest.mark.parametrize('path', ['/', '/page/page.js', '/v1/models', '/livez', '/nope', '/openapi.json'])
 def test_security_headers(client, path):
     headers = client.get(path).headers

@@ -1,4 +1,5 @@
 "Everything that goes wrong ends as a problem (RFC 9457) with a stable code, never as a 5xx"
+import asyncio
 import io
 import struct
 import zipfile
@@ -9,6 +10,7 @@ import pytest
 from fashion_nbdev.image import IMAGE_ERRORS
 from fashion_serve.engine import Engine
 from fashion_serve.errors import PROBLEMS
+from fashion_serve.main import create_app
 from fashion_serve.settings import Settings
 
 
@@ -63,6 +65,8 @@ BAD = { # name -> (bytes, code, or codes of which any will do)
     'png_magic_only': (b'\x89PNG\r\n\x1a\n', 'corrupt'),
     'jpeg_magic_only': (b'\xff\xd8\xff\xe0', 'corrupt'),
     'gif_magic_only': (b'GIF89a', 'corrupt'),
+    'arithmetic_jpeg': (b'\xff\xd8\xff\xca\0\x0b\x08\x13\x88\x13\x88\1\1\x11\0\xff\xda\0\2', 'unsupported_format'),
+    'scans_times_pixels': (b'\xff\xd8\xff\xc2\0\x0b\x08\x13\x88\x13\x88\1\1\x11\0' + b'\xff\xda\0\2' * 21, 'too_many_scans'),
     'bmp_magic_only': (b'BM', ('corrupt', 'unsupported_format')),
 }
 
@@ -141,15 +145,38 @@ def test_form_with_many_fields(client, samples):
     check(client.post('/v1/predict', files=[*fields, ('file', samples['bag'])]), 'bad_multipart')
 
 
+FORM = b'--a\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\nx\r\n--a--\r\n'
+
+
 @pytest.mark.parametrize('head, body', [
     ('multipart/form-data', b'x'), ('multipart/form-data; boundary=', b'x'), ('multipart/form-data; boundary=a', b'x'),
     ('multipart/form-data; boundary=a', b'--a\r\n\r\nx\r\n--a--\r\n'), ('multipart/form-data; boundary=a', b'--a\r\nContent-Disposition: form-data\r\n\r\nx\r\n--a--\r\n'),
+    ('multipart/form-data; boundary=a; charset=undefined', FORM),
     ('multipart/form-data; boundary=' + 'a' * 1000, b'--a\r\n'), ('multipart/form-data; boundary=a', b''),
 ])
 def test_broken_form(client, head, body):
     answer = client.post('/v1/predict', content=body, headers={'Content-Type': head})
     assert answer.json()['code'] in ('bad_multipart', 'missing_file')
     check(answer, answer.json()['code'])
+
+
+# ---- time
+@pytest.mark.parametrize('head', ['image/png', 'multipart/form-data; boundary=a'])
+def test_stalled_body(settings, head):
+    "A body of which the rest never comes; the client in this process always sends whole bodies, so the request is made by hand"
+    slow = Settings(models_dir=settings.models_dir, read_timeout=.05)
+    chunks, sent = [{'type': 'http.request', 'body': FORM[:60], 'more_body': True}], []
+    async def receive(): return chunks.pop() if chunks else await asyncio.Event().wait()
+    async def send(message): sent.append(message)
+    async def ask():
+        app = create_app(slow)
+        await app.state.engine.start()
+        await app(dict(type='http', method='POST', path='/v1/predict', raw_path=b'/v1/predict', query_string=b'', http_version='1.1',
+                       scheme='http', headers=[(b'content-type', head.encode()), (b'content-length', b'5000')]), receive, send)
+        app.state.engine.stop()
+    asyncio.run(asyncio.wait_for(ask(), 30))
+    assert sent[0]['status'] == PROBLEMS['incomplete_body'].status and (b'connection', b'close') in sent[0]['headers']
+    assert b'"incomplete_body"' in sent[1]['body'] and b'0.05 seconds' in sent[1]['body']
 
 
 # ---- parameters
@@ -167,6 +194,10 @@ def test_unknown_model(client, samples, name):
     for answer in (client.post(f'/v1/predict?model={name}', content=samples['bag']), client.get(f'/v1/models/{name.replace("/", "%2F")}')):
         if answer.json()['code'] == 'not_found': continue # the address itself does not exist
         assert 'clothing, fashion_mnist' in check(answer, 'unknown_model')['detail']
+
+
+def test_long_parameter_is_shortened(client, samples):
+    check(client.post(f'/v1/predict?{"x" * 5000}=1', content=samples['bag']), 'invalid_parameter')
 
 
 # ---- addresses
