@@ -14,7 +14,7 @@ import warnings
 warnings.filterwarnings('ignore', '.*torch.jit.script.*', FutureWarning) # fastai 2.8 under torch 2.14 says it at every start
 
 # %% ../nbs/04_baseline.ipynb #cell-5
-import logging, os, time
+import logging, os, re, time
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -224,7 +224,7 @@ class MLflowTracker(Callback):
             mlflow.set_experiment(self.cfg.name)
             self.run_id = mlflow.start_run(run_id=self.run_id, run_name=self.run_dir.name).info.run_id
         except Exception as e:
-            where = os.environ.get('MLFLOW_TRACKING_URI', 'the local store')
+            where = _no_secrets(os.environ.get('MLFLOW_TRACKING_URI', 'the local store'))
             raise TrainingError(f'MLflow cannot record in {where} ({_first_line(e)}): unset MLFLOW_TRACKING_URI to use a local file, or end the active run') from None
 
     def _try(self, call: Callable, *args, **kwargs):
@@ -240,9 +240,11 @@ class MLflowTracker(Callback):
     def log_artifact(self, path: Path): self._try(self.mlflow.log_artifact, str(path))
     def end(self, status: str): self._try(self.mlflow.end_run, status)
 
-def _first_line(e: Exception) -> str: return str(e).strip().partition('\n')[0][:200]
+def _no_secrets(text: str) -> str: return re.sub(r'//[^/@\s]*@', '//', text) # an address may hold a name and a token
 
-# %% ../nbs/04_baseline.ipynb #cell-38
+def _first_line(e: Exception) -> str: return _no_secrets(str(e).strip().partition('\n')[0][:200])
+
+# %% ../nbs/04_baseline.ipynb #cell-39
 HISTORY = ('epoch', 'train_loss', 'valid_loss', 'accuracy', 'seconds') # the columns of a checkpoint's history
 
 def run_metrics(
@@ -258,7 +260,7 @@ def run_metrics(
         images_per_second=n_train * len(checkpoint.history) / seconds, parameters=parameters,
         precision=str(fast_dtype()).removeprefix('torch.'), history=[dict(zip(HISTORY, row)) for row in checkpoint.history])
 
-# %% ../nbs/04_baseline.ipynb #cell-39
+# %% ../nbs/04_baseline.ipynb #cell-40
 def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, train: Split) -> dict:
     "Write the models and the metrics of a run that has ended well"
     data, (n, height, width, channels) = learn.dls.train, train.images.shape
@@ -269,7 +271,7 @@ def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, 
     write_results(run_dir/'metrics.json', dict(model=cfg.name, arch=cfg.model.arch) | metrics, **checkpoint.begun)
     return metrics
 
-# %% ../nbs/04_baseline.ipynb #cell-40
+# %% ../nbs/04_baseline.ipynb #cell-41
 def _check_run(cfg: Config, run_dir: Path, resume: bool):
     "Raise a `ConfigError` if this run cannot be started, or continued"
     started = (run_dir/'checkpoint'/'last.pt').is_file()
@@ -281,14 +283,14 @@ def _check_run(cfg: Config, run_dir: Path, resume: bool):
         changed = ', '.join(f'{k} is {new[k]!r}, was {old[k]!r}' for k in old if old[k] != new[k])
         raise ConfigError(f'{saved} differs from the configuration given ({changed}): resume with the same one, or start a new run')
 
-# %% ../nbs/04_baseline.ipynb #cell-41
+# %% ../nbs/04_baseline.ipynb #cell-42
 def _train(learn: Learner, cfg: Config, verbose: bool):
     "The one-cycle schedule, without weight decay for norms and biases"
     with ExitStack() as quiet:
         if verbose: quiet.enter_context(learn.no_bar()), quiet.enter_context(learn.no_logging())
         learn.fit_one_cycle(cfg.train.epochs, cfg.train.lr, pct_start=cfg.train.warmup, moms=(cfg.train.momentum,) * 3, wd=[cfg.train.weight_decay, 0.0])
 
-# %% ../nbs/04_baseline.ipynb #cell-42
+# %% ../nbs/04_baseline.ipynb #cell-43
 @contextmanager
 def _recorded(tracker: MLflowTracker, log: TrainingLog):
     "Start and end the MLflow run with what became of the training"
@@ -305,7 +307,7 @@ def _recorded(tracker: MLflowTracker, log: TrainingLog):
         raise
     finally: tracker.end(status)
 
-# %% ../nbs/04_baseline.ipynb #cell-43
+# %% ../nbs/04_baseline.ipynb #cell-44
 @contextmanager
 def _locked(run_dir: Path):
     "Keep other processes out of a run's folder"
@@ -314,7 +316,7 @@ def _locked(run_dir: Path):
         with FileLock(folder/'lock', timeout=0): yield
     except Timeout: raise ConfigError(f'{run_dir} is being trained by another process: give another --run') from None
 
-# %% ../nbs/04_baseline.ipynb #cell-44
+# %% ../nbs/04_baseline.ipynb #cell-45
 def fit(
     cfg: Config, # the experiment
     splits: dict[str, Split], # 'train' and 'valid'

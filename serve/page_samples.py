@@ -3,31 +3,23 @@
     python serve/page_samples.py
 
 Typical means nearest to the mean of its class; no model has a say. Images: Fashion-MNIST, MIT licence."""
-import gzip
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from fashion_nbdev.core import labels_of, write_beside
+from fashion_nbdev.data import load_dataset
 
-HERE = Path(__file__).parent
-SLICE = HERE.parent / 'samples/fashion-mnist'
-PAGE = HERE / 'fashion_serve/page/samples'
-
-
-def idx(path: Path, header: int) -> np.ndarray: # uint8, flat
-    "The values of a gzipped IDX file"
-    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
+PAGE = Path(__file__).parent / 'fashion_serve/page/samples'
 
 
 def most_typical() -> dict[str, np.ndarray]: # label key -> uint8 [28, 28]
     "Of each class, the image nearest to the mean"
-    images = idx(SLICE / 't10k-images-idx3-ubyte.gz', 16).reshape(-1, 28, 28)
-    classes = idx(SLICE / 't10k-labels-idx1-ubyte.gz', 8)
+    test = load_dataset('fashion_mnist', samples=True)['test']
     found = {}
     for i, label in enumerate(labels_of('fashion_mnist')):
-        own = images[classes == i].astype(float)
+        own = test.images[test.labels == i, :, :, 0].astype(float)
         found[label.key] = own[((own - own.mean(0)) ** 2).sum((1, 2)).argmin()].astype(np.uint8)
     return found
 
