@@ -93,10 +93,20 @@ def lookup(
 
 # %% ../nbs/00_core.ipynb #cell-17
 def labels_of(
-    name: str, # a label set, one of `LABELS`
+    name: Any, # a label set, one of `LABELS`, or a `DataConfig`
 ) -> tuple[Label, ...]: # its labels in class-index order; raises `ConfigError`
-    "The labels of a label set"
-    return lookup(LABELS, name, 'label set')
+    "The labels of a label set, or of an experiment's data"
+    if isinstance(name, str): return lookup(LABELS, name, 'label set')
+    return _own_labels(name.labels) if name.dataset == 'folder' else labels_of(name.dataset)
+
+def _own_labels(texts: tuple[str, ...]) -> tuple[Label, ...]:
+    "Labels from 'key' or 'key | English | Russian'"
+    if len(texts) < 2: raise ConfigError("data.labels must name the classes of a folder of your own: [key, ...] or ['key | English | Russian', ...]")
+    rows = [[part.strip() for part in text.split('|')] for text in texts]
+    labels = tuple(Label(*row) if len(row) == 3 else Label(*row[:1]*3) for row in rows)
+    bad = [text for text, row in zip(texts, rows) if len(row) not in (1, 3) or not all(row)] or [l.key for l in labels if [o.key for o in labels].count(l.key) > 1]
+    if bad: raise ConfigError(f"data.labels holds {bad[0]!r}, but must hold each class once, as 'key' or 'key | English | Russian'")
+    return labels
 
 # %% ../nbs/00_core.ipynb #cell-20
 def option(
@@ -116,10 +126,18 @@ def option(
 @dataclass
 class DataConfig:
     "What is learnt from"
-    dataset: str = option('fashion_mnist', choices=tuple(LABELS)) # a name in `data.DATASETS`
+    dataset: str = option('fashion_mnist', choices=(*LABELS, 'folder')) # a name in `data.DATASETS`; 'folder' is a folder per class of your own
+    labels: tuple = option(()) # the classes of such a folder: 'key' or 'key | English | Russian'
     archive: str = option('') # a folder, zip or tar of your own in the data set's format; empty fetches the public one
     verify: bool = option(True) # refuse files that are not the published ones; off for your own
-    valid_size: int = option(5000, 10, 50_000) # training images set aside, stratified, to choose with
+    valid_size: int = option(5000, 10, 50_000) # images set aside, stratified, to choose with, where no validation split is published
+    test_size: int = option(0, 0, 50_000) # likewise to report on, where no test split is published
+    split_by: str = option('product', choices=('product', 'image')) # deepfashion: by image, photographs of one product leak from training into test
+    height: int = option(0, 0, 1024) # of the network's input in pixels; 0 is the data set's own
+    width: int = option(0, 0, 1024)
+    resize: str = option('', choices=('', 'crop', 'pad', 'stretch')) # how a photograph is brought to that size; empty is the data set's own rule
+    crop_pct: float = option(0.875, 0.1, 1.0) # for 'crop': share of the short side that is kept
+    train_size: int = option(0, 0, 1024) # photographs are kept in a square of so many pixels for augmentation; 0 keeps them like the others
     limit: int = option(0, 0) # stratified images kept of each split; 0 keeps all
     samples: bool = option(False) # learn from the few hundred committed images: a try that works anywhere
 
@@ -128,6 +146,7 @@ class ModelConfig:
     "The network"
     arch: str = option('resnet9') # a timm architecture, the project's own among them
     dropout: float = option(0.0, 0.0, 0.95) # share of features dropped before the classifier
+    pretrained: str = option('', choices=('', 'imagenet')) # what the weights were learnt on before; empty is random
 
 @dataclass
 class TrainConfig:
@@ -141,6 +160,15 @@ class TrainConfig:
     warmup: float = option(0.25, 0.0, 0.9) # share of the steps in which the learning rate rises
     label_smoothing: float = option(0.0, 0.0, 0.9)
     ema_decay: float = option(0.0, 0.0, 0.99999) # exponential moving average of the weights; 0 is off
+    freeze: int = option(0, 0, 100) # early stages that stay as pretrained
+    freeze_norms: bool = option(False) # whether batch norms keep the statistics they came with
+    head_epochs: int = option(0, 0, 2000) # epochs at first in which only the classifier learns
+    probe: bool = option(False) # begin with the classifier of a logistic regression on the frozen features
+    layer_decay: float = option(1.0, 0.01, 1.0) # each stage learns so much slower than the one after it
+    balance: float = option(0.0, 0.0, 1.0) # exponent of the inverse class frequency that weights the loss
+    teachers: tuple = option(()) # runs whose averaged answers are learnt from, such as runs/clothing/teacher
+    distill: float = option(0.0, 0.0, 1.0) # weight of the teachers' answers against the labels
+    temperature: float = option(1.0, 0.1, 20.0) # of both answers when they are compared
 
 @dataclass
 class AugmentConfig:
@@ -148,6 +176,15 @@ class AugmentConfig:
     flip: bool = option(False) # mirror half of the images
     crop: int = option(0, 0, 64) # pixels of padding before a random crop
     cutout: int = option(0, 0, 256) # side of the square set to black; 0 is off
+    min_area: float = option(1.0, 0.01, 1.0) # least share of a photograph that a random resized crop keeps; 1 is off
+    rotate: float = option(0.0, 0.0, 180.0) # largest turn in degrees
+    colour: float = option(0.0, 0.0, 1.0) # strength of random brightness, contrast, saturation and hue
+    trivial: bool = option(False) # TrivialAugment: one random operation of random strength
+    degrade: float = option(0.0, 0.0, 1.0) # share of photographs blurred or compressed
+    background: float = option(0.0, 0.0, 1.0) # share whose near-uniform background gets another colour
+    erase: float = option(0.0, 0.0, 1.0) # share with a random rectangle erased
+    mixup: float = option(0.0, 0.0, 10.0) # alpha of the Beta distribution; 0 is off
+    cutmix: float = option(0.0, 0.0, 10.0) # likewise
 
 @dataclass
 class ExportConfig:
@@ -187,18 +224,20 @@ def _allowed(f: dataclasses.Field) -> str:
     low, high, choices, says = (f.metadata.get(k) for k in ('low', 'high', 'choices', 'says'))
     if choices: return 'one of ' + ', '.join(map(str, choices))
     if says: return says
-    kind = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}.get(f.type, str(f.type))
+    kind = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text', tuple: 'a list of texts'}.get(f.type, str(f.type))
     if low is not None and high is not None: return f'{kind} from {low} to {high}'
     return kind if low is None else f'{kind} of at least {low}'
 
 # %% ../nbs/00_core.ipynb #cell-26
 def _is_kind(value: Any, kind: type) -> bool:
     if kind is float: return isinstance(value, float) and np.isfinite(value)
+    if kind is tuple: return isinstance(value, tuple) and all(isinstance(v, str) for v in value)
     return type(value) is kind # bool is not an int here
 
 def _check_value(f: dataclasses.Field, value: Any, key: str) -> Any:
     "`value` as field `f` wants it, or a `ConfigError` that names `key`"
     if f.type is float and type(value) is int: value = float(value)
+    if f.type is tuple and isinstance(value, list): value = tuple(value)
     low, high, choices, pattern = (f.metadata.get(k) for k in ('low', 'high', 'choices', 'pattern'))
     good = _is_kind(value, f.type) and (not choices or value in choices) and (not pattern or re.fullmatch(pattern, value))
     if good and low is not None: good = value >= low

@@ -137,18 +137,20 @@ def _attempt(func: Callable[[], None], attempts: int, wait: float) -> str:
 def download(
     url: str, # address
     path: str | Path, # file to write; its folder is made
-    sha256: str, # of the decompressed bytes, in hex
+    sha256: str | None, # of the decompressed bytes, in hex; None: who reads it checks what it holds
     progress: bool = True, # show a progress bar
     attempts: int = 3, # connections to try before giving up
     wait: float = 1., # seconds between attempts
     timeout: float = 30., # seconds without an answer
-) -> Path: # `path`, complete and verified; raises `DataError`
+) -> Path: # `path`, complete, and verified if there is a hash; raises `DataError`
     "Download a file, going on where an earlier attempt stopped"
     path, part = Path(path), Path(f'{path}.part')
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not sha256: part.unlink(missing_ok=True) # nothing would tell that its beginning is another file's
     if error := _attempt(lambda: _stream(url, part, progress, timeout), attempts, wait):
         raise DataError(f'{url}: download failed, {error}' + ('; what has arrived is kept, run it again to go on' if part.exists() else ''))
-    try: verify_files({path.name: gunzip(part.read_bytes(), url)}, {path.name: sha256}, url.rsplit('/', 1)[0])
+    try:
+        if sha256: verify_files({path.name: gunzip(part.read_bytes(), url)}, {path.name: sha256}, url.rsplit('/', 1)[0])
     except DataError as e:
         part.unlink()
         raise DataError(f'{e} (the download was removed)') from None

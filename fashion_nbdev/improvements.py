@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['default_cfgs', 'Residual', 'ResNet9', 'resnet9', 'random_flip', 'shift', 'random_crop', 'cutout', 'make_augment',
-           'EMA', 'load_splits', 'fashion_train']
+           'EMA', 'load_splits', 'make_recipe', 'fashion_train']
 
 # %% ../nbs/05_improvements.ipynb #cell-3
 from .baseline import fit
-from .core import AugmentConfig, Config, ConfigError, command, load_config, repo_root
-from .data import Split, load_dataset, take, validate
+from .core import AugmentConfig, Config, ConfigError, command, labels_of, load_config, repo_root
+from .data import DATASETS, Split, input_rule, load_dataset, take
+from .finetune import ProbeHead, SoftTargets, load_teachers
 from .networks import conv_block
+from .photo_augment import make_photo_augment
+from .report import validate
 
 # %% ../nbs/05_improvements.ipynb #cell-4
+from dataclasses import replace
 from pathlib import Path
 from time import strftime
 from typing import Callable
@@ -157,12 +161,32 @@ def load_splits(
     cfg: Config, # the experiment
 ) -> dict[str, Split]: # 'train', 'valid' and 'test', checked; raises `DataError`
     "The data an experiment learns from and is measured on"
-    data = cfg.data
-    splits = load_dataset(data.dataset, data.valid_size, archive=data.archive or None, samples=data.samples, verify=data.verify)
-    validate(splits, data.dataset)
-    return {k: take(v, min(data.limit or len(v.labels), len(v.labels)), cfg.seed) for k, v in splits.items()}
+    splits = load_dataset(cfg.data)
+    validate(splits, cfg.data)
+    return {k: take(v, min(cfg.data.limit, len(v.labels)), cfg.seed) for k, v in splits.items()} if cfg.data.limit else splits
 
-# %% ../nbs/05_improvements.ipynb #cell-41
+# %% ../nbs/05_improvements.ipynb #cell-42
+def _photo_augment(cfg: Config, height: int, width: int) -> Callable:
+    "Views of photographs; those kept at the network's size already are not cropped again"
+    rule = input_rule(cfg.data)
+    framed = (rule.resize, rule.crop_pct) if cfg.data.train_size else ('stretch', 1.0)
+    return make_photo_augment(cfg.augment, height, width, *framed)
+
+def make_recipe(
+    cfg: Config, # the experiment
+    splits: dict[str, Split], # from `load_splits`
+) -> tuple[Callable | None, tuple[Callback, ...]]: # for `fit`; raises `ConfigError`
+    "The augmentation and the callbacks of an experiment"
+    train, keys, size = cfg.train, [label.key for label in labels_of(cfg.data)], splits['valid'].images.shape[1:3]
+    teachers = load_teachers(train, keys)
+    view = tuple(max(side, teachers.size) for side in size) if teachers else size
+    photos = DATASETS[cfg.data.dataset].photos
+    cbs = [EMA(train.ema_decay)] if train.ema_decay else []
+    if train.probe: cbs.append(ProbeHead(load_splits(replace(cfg, data=replace(cfg.data, train_size=0)))['train']))
+    if teachers or cfg.augment.mixup or cfg.augment.cutmix: cbs.append(SoftTargets(len(keys), size, cfg.augment, teachers, train.distill))
+    return _photo_augment(cfg, *view) if photos else make_augment(cfg.augment), tuple(cbs)
+
+# %% ../nbs/05_improvements.ipynb #cell-43
 def _run_dir(runs: Path, name: str, run: str, resume: bool) -> Path:
     "The folder of this run: as named, the newest unfinished one to resume, or a new one named by the time"
     if run: return runs/name/run
@@ -172,7 +196,7 @@ def _run_dir(runs: Path, name: str, run: str, resume: bool) -> Path:
     if not open_runs: raise ConfigError(f'nothing to resume under {runs/name}: no unfinished run has a checkpoint')
     return open_runs[-1]
 
-# %% ../nbs/05_improvements.ipynb #cell-42
+# %% ../nbs/05_improvements.ipynb #cell-44
 @command
 def fashion_train(
     config: str = 'configs/fashion_mnist.yaml', # the experiment
@@ -186,9 +210,9 @@ def fashion_train(
     cfg = load_config(config, set)
     run_dir = _run_dir(Path(runs), cfg.name, run, resume)
     splits = load_splits(cfg)
-    cbs = (EMA(cfg.train.ema_decay),) if cfg.train.ema_decay else ()
+    augment, cbs = make_recipe(cfg, splits)
     line = f'fashion_train --config {config}' + f' --set {" ".join(set)}' * bool(set)
-    metrics = fit(cfg, splits, run_dir, make_augment(cfg.augment), cbs, resume, verbose, line)
+    metrics = fit(cfg, splits, run_dir, augment, cbs, resume, verbose, line)
     print(f'validation accuracy {metrics["valid_accuracy"]:.4f} (epoch {metrics["best_epoch"]}), '
           f'{metrics["seconds"]:.0f} s, {metrics["images_per_second"]:.0f} images/s: {run_dir/"best_model"}')
     return run_dir

@@ -6,6 +6,7 @@
 __all__ = ['to_tensors', 'TensorLoader', 'get_dls']
 
 # %% ../nbs/02b_loader.ipynb #cell-3
+import warnings
 from typing import Any, Callable, Iterator
 
 import numpy as np
@@ -20,8 +21,10 @@ def to_tensors(
     split: Split, # images and labels as arrays
     device: str | torch.device = 'cpu', # where to put them
 ) -> tuple[Tensor, Tensor]: # uint8 [n, channels, height, width] and int64 [n]
-    "A split as tensors in torch's order of dimensions"
-    return torch.from_numpy(np.ascontiguousarray(split.images.transpose(0, 3, 1, 2))).to(device), torch.from_numpy(split.labels).to(device)
+    "A split as tensors in torch's order of dimensions; on the CPU they are views, so photographs that are mapped from disk stay there"
+    with warnings.catch_warnings(): # a mapped array cannot be written to, and nothing here writes to one
+        warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
+        return torch.from_numpy(split.images.transpose(0, 3, 1, 2)).to(device), torch.from_numpy(split.labels).to(device)
 
 # %% ../nbs/02b_loader.ipynb #cell-14
 def _generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
@@ -40,7 +43,7 @@ class TensorLoader:
         shuffle: bool = False, # draw a new order every epoch
         drop_last: bool = False, # leave out the last batch if it is smaller
         seed: int = 42, # order and augmentation follow from (seed, epoch)
-        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None, # uint8 batch -> batch of the same scale
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None, # uint8 batch -> batch on the same scale, perhaps of another size
         mean: tuple[float, ...] = (0.,), # of each channel, on the scale 0 to 1
         std: tuple[float, ...] = (1.,), # of each channel, on the scale 0 to 1
         vocab: tuple[str, ...] = (), # label keys in class order
@@ -66,8 +69,8 @@ class TensorLoader:
 def _batch(self: TensorLoader, idx: Tensor | slice, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     "Take, augment and normalise one batch"
     x = self.images[idx]
-    if self.augment: x = self.augment(x, rng)
-    return x.to(torch.float32, copy=True).sub_(self._shift).div_(self._scale), self.labels[idx]
+    if self.augment: x = self.augment(x.clone() if isinstance(idx, slice) else x, rng) # it may write to its batch, but never to the set
+    return x.to(torch.float32, copy=True, memory_format=torch.contiguous_format).sub_(self._shift).div_(self._scale), self.labels[idx]
 
 @patch
 def batches(
@@ -119,8 +122,8 @@ def get_dls(
     batch_size: int = 256, # images in a batch
     seed: int = 42, # order and augmentation follow from (seed, epoch)
     device: str | torch.device = 'cpu', # where the images are kept and batches are made
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None, # (uint8 [n, c, h, w], generator) -> the same shape
-    mean: tuple[float, ...] | None = None, # of each channel on the scale 0 to 1; of the training split if not given
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None, # (uint8 [n, c, h, w], generator) -> the same, or images of the size of the other splits
+    mean: tuple[float, ...] | None = None, # of each channel on the scale 0 to 1, such as a pretrained network's; of the training split if not given
     std: tuple[float, ...] | None = None, # likewise
     vocab: tuple[str, ...] | list[str] | None = None, # label keys in class order; '0', '1', ... if not given
 ) -> Any: # fastai DataLoaders: dls.train, dls.valid, dls[2] is the test split
