@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
-from .core import Config, FashionError, check_target, command, load_config, write_beside
+from .config import Config, load_config
+from .core import FashionError, check_target, command, write_beside
 from .data import photo_splits
 from .image import decode_image
 from .photos import Photo

@@ -32,7 +32,8 @@ from fastai.optimizer import OptimWrapper
 from filelock import FileLock, Timeout
 from torch import nn
 
-from .core import Config, ConfigError, FashionError, labels_of, load_config, save_config, set_seed, write_beside
+from .config import Config, load_config, save_config
+from .core import ConfigError, FashionError, labels_of, set_seed, write_beside
 from .data import Split, data_hash
 from .loader import get_dls
 from .networks import build_model, input_stats, save_model

@@ -7,15 +7,16 @@ __all__ = ['ABOUT', 'About', 'Measured', 'read_measured', 'percent', 'table', 'r
            'fashion_card']
 
 # %% ../nbs/07b_card.ipynb #cell-3
-import json
+import json, re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .core import Config, FashionError, check_target, command, load_config, model_path, write_beside
+from .config import Config, load_config
+from .core import FashionError, check_target, command, model_path, write_beside
 from .data import DATASETS
 from .evaluate import confused_pairs, wilson_interval
 from .model_file import ModelInfo, read_model
@@ -113,7 +114,7 @@ def table(
 ) -> str: # Markdown; numbers to the right
     "A Markdown table"
     cell = lambda v: f'{v:,}' if isinstance(v, int) and not isinstance(v, bool) else str(v).replace('|', '\\|')
-    right = [all(isinstance(r[i], (int, float)) or str(r[i])[:1].isdigit() for r in rows) for i in range(len(head))]
+    right = [all(re.fullmatch(r'([-+]?[\d.,]+([ e].*)?)?', cell(r[i])) for r in rows) for i in range(len(head))]
     lines = [head, ['---:' if r else '---' for r in right], *([cell(v) for v in r] for r in rows)]
     return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
@@ -177,8 +178,8 @@ def trusted(
     for low, high in zip(edges, (*edges[1:], 1)):
         inside = [b for b in bins if b['low'] >= low - 1e-3 and b['high'] <= high + 1e-3]
         if not (n := sum(b['n'] for b in inside)): continue
-        mean = lambda key: sum(b['n']*b[key] for b in inside)/n
-        rows.append((low, high, n, mean('confidence'), mean('accuracy'), wilson_interval(round(n*mean('accuracy')), n)))
+        confidence, right = (sum(b['n']*b[key] for b in inside) for key in ('confidence', 'accuracy'))
+        rows.append((low, high, n, confidence/n, right/n, wilson_interval(round(right), n)))
     return rows
 
 def _reliability(m: Measured) -> str:
@@ -187,15 +188,19 @@ def _reliability(m: Measured) -> str:
 
 # %% ../nbs/07b_card.ipynb #cell-24
 def _shifts(m: Measured) -> str:
-    rows = [('as they are' if r['shift'] == 'none' else r['shift'], percent(r['accuracy'], (r['low'], r['high'])), '' if r['shift'] == 'none' else f'{100*r["drop"]:+.1f}'.replace('+', '-') if r['drop'] > 0 else f'+{-100*r["drop"]:.1f}') for r in m.shifts]
+    name = lambda r: 'as they are' if r['shift'] == 'none' else r['shift']
+    rows = [(name(r), percent(r['accuracy'], (r['low'], r['high'])), f'{round(-100*r["drop"], 1) + 0.:+.1f}') for r in m.shifts]
     return 'The same test photographs, changed on purpose:\n\n' + table(['photographs', 'accuracy', 'points'], rows) if rows else ''
 
 def _variants(m: Measured) -> str:
-    said = lambda r, k: f'{r[k]:.2f}' if r.get(k) is not None else ''
-    rows = [(r['variant'] + ' (shipped)'*r['shipped'], f'{r["bytes"]/1e6:.2f}', percent(r['valid_accuracy']), percent(r['test_accuracy'], n=m.scores['n']) if r.get('test_accuracy') is not None else '', said(r, 'latency_ms'), said(r, 'cpu_ms')) for r in m.export]
-    if not rows: return ''
-    words = f'One image through the network, one thread of {m.export[0]["cpu"]} ({m.export[0]["features"]}):' if 'cpu' in m.export[0] else ''
-    return words + '\n\n' + table(['numbers', 'MB', 'validation accuracy', 'test accuracy', 'ms', 'CPU ms'], rows)
+    if not m.export: return ''
+    share, ms = (lambda v: percent(v, n=m.scores['n'])), (lambda v: f'{v:.2f}')
+    columns = {'variant': ('numbers', str), 'bytes': ('MB', lambda v: f'{v/1e6:.2f}'), 'valid_accuracy': ('validation accuracy', percent), 'test_accuracy': ('test accuracy', share),
+               'latency_ms': ('ms', ms), 'cpu_ms': ('CPU ms', ms)}
+    keys = [k for k in columns if any(r.get(k) is not None for r in m.export)]
+    rows = [[('' if r.get(k) is None else columns[k][1](r[k])) + ' (shipped)'*(k == 'variant' and r['shipped']) for k in keys] for r in m.export]
+    words = f'One image through the network, one thread of {m.export[0]["cpu"]} ({m.export[0]["features"]}):'
+    return words + '\n\n' + table([columns[k][0] for k in keys], rows)
 
 def _speed(m: Measured) -> str:
     if not m.speed: return ''

@@ -16,7 +16,8 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from .core import ConfigError, DataConfig, Label, cache_dir, labels_of, lookup, repo_root
+from .config import DataConfig
+from .core import ConfigError, Label, cache_dir, labels_of, lookup, repo_root
 from .files import DataError, download, parse_idx, read_files, verify_files, write_idx
 from .photos import Photo, check_photos, decode_photos, is_table, photo_hashes, read_folders, read_table
 from .splits import Split, data_hash, product_leaks, set_aside, split_valid, stratified, take

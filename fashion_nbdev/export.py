@@ -18,7 +18,8 @@ from fastcore.script import Param
 from torch import nn
 
 from .audit import without
-from .core import Config, ConfigError, DataConfig, FashionError, check_target, command, labels_of, load_config, lookup, write_beside
+from .config import Config, DataConfig, load_config
+from .core import ConfigError, FashionError, check_target, command, labels_of, lookup, write_beside
 from .data import DATASETS, Split, data_hash, input_rule, load_dataset, photo_splits, take
 from .evaluate import mcnemar, score, summary, wilson_interval
 from .improvements import load_splits # its import registers the project's networks with timm
@@ -26,7 +27,7 @@ from .model_file import ModelInfo, pack_model
 from .networks import LITE_WEIGHTS, load_model
 from .photos import Photo, decode_photos
 from .predict import Predictor
-from .quantize import LATENCY_RUNS, ServedModel, Variant, as_predictor, choose_variant, export_onnx, fit_temperature, make_variants
+from .quantize import LATENCY_RUNS, ServedModel, Variant, as_predictor, batch_of, choose_variant, export_onnx, fit_temperature, make_variants
 from .quantize import predict_logits, torch_gap, variants_table
 from .results import conditions, read_results, write_results
 from .shifts import accuracy_under_shifts
@@ -125,7 +126,7 @@ def export_model(
     if (found := splits['train'].images.shape[1:]) != (wanted := (info.height, info.width, info.channels)):
         raise FashionError(f'training images are {list(found)}, but calibration needs {list(wanted)}: load them with data.train_size=0')
     fp32 = export_onnx(served, info.height, info.width, info.channels)
-    gap = torch_gap(served, as_predictor(fp32, info), splits['valid'].images[:64])
+    gap = torch_gap(served, as_predictor(fp32, info), splits['valid'].images[:batch_of(info.height, info.width, 64)])
     if not gap <= 1e-3: raise FashionError(f'torch and ONNX differ by {gap:.2g} in a logit, at most 0.001 is allowed: nothing was written')
     images = take(splits['train'], min(cfg.export.calibration_images, len(splits['train'].labels)), cfg.seed).images
     variants = make_variants(fp32, info, splits['valid'], images)

@@ -14,7 +14,8 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from .baseline import fast_dtype
-from .core import AugmentConfig, ConfigError, TrainConfig
+from .config import AugmentConfig, TrainConfig
+from .core import ConfigError
 from .data import Split
 from .networks import load_model
 from .transfer import as_linear, features, fit_logistic

@@ -8,7 +8,8 @@ __all__ = ['default_cfgs', 'Residual', 'ResNet9', 'resnet9', 'random_flip', 'shi
 
 # %% ../nbs/05_improvements.ipynb #cell-3
 from .baseline import fit
-from .core import AugmentConfig, Config, ConfigError, command, labels_of, load_config, repo_root
+from .config import AugmentConfig, Config, load_config
+from .core import ConfigError, command, labels_of, repo_root
 from .data import DATASETS, Split, input_rule, load_dataset, take
 from .finetune import ProbeHead, SoftTargets, load_teachers
 from .networks import conv_block

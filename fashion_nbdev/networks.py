@@ -25,7 +25,8 @@ from timm.models._hub import hf_hub_download
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from .core import Config, ConfigError, FashionError, cache_dir, labels_of
+from .config import Config
+from .core import ConfigError, FashionError, cache_dir, labels_of
 
 # %% ../nbs/03a_networks.ipynb #cell-7
 def conv_block(

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from .core import AugmentConfig, ConfigError, lookup
+from .config import AugmentConfig
+from .core import ConfigError, lookup
 from .crops import find_photos, random_resized_crop, to_uint8, uniform
 from .shifts import background, blur, jpeg
 

@@ -9,11 +9,11 @@ __all__ = ['PROVIDERS', 'IMAGE_SUFFIXES', 'Score', 'Timing', 'Prediction', 'Fail
 
 # %% ../nbs/06_predict.ipynb #cell-3
 import glob, itertools, os, re, sys, time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,7 +147,7 @@ class Predictor:
     def __init__(self,
         data: bytes, # a whole model file
         provider: str = 'cpu', # 'cpu', 'cuda', 'tensorrt', or 'auto' for the best that works
-        threads: int = 1, # of one inference on the CPU
+        threads: int = 1, # of one inference on the CPU; with 1, other cores are free for other images
         limits: ImageLimits = ImageLimits(), # for images that come as bytes or paths
     ):
         if type(threads) is not int or not 1 <= threads <= 1024: raise ModelError(f'threads is {threads!r}, but must be a whole number from 1 to 1024')
@@ -162,7 +162,7 @@ class Predictor:
     def load(cls,
         path: str | Path = 'fashion_mnist', # a model's name, or the path of an .onnx file
         provider: str = 'cpu', # 'cpu', 'cuda', 'tensorrt', or 'auto' for the best that works
-        threads: int = 1, # of one inference on the CPU
+        threads: int = 1, # of one inference on the CPU; with 1, other cores are free for other images
         limits: ImageLimits = ImageLimits(), # for images that come as bytes or paths
     ) -> 'Predictor': # checked and warmed up; raises `ModelError` with one line
         "Open a model file"
@@ -203,37 +203,35 @@ class Predictor:
         x: Any, # what `prepare` takes, or a list of it, or uint8 [n, h, w, c]
         top_k: int = 3, # classes given, at most all
         lang: str = 'en', # of the names: 'en' or 'ru'
-        batch_size: int = 32, # images that go through the network together
+        batch_size: int = 16, # images that go through the network together
     ) -> Prediction | list[Prediction]: # one for one image, a list for a list; raises `ImageError` at the first bad image
         "Classify one image or many"
+        _check_request(self.info, top_k, lang, batch_size)
         one = not isinstance(x, (list, tuple)) and np.ndim(x if isinstance(x, np.ndarray) else 0) != 4
         results = []
-        for r in self._run([x] if one else x, top_k, lang, batch_size, map, ImageError):
-            if isinstance(r, Failure): raise ImageError(r.code, r.message if one else f'image {len(results)}: {r.message}')
-            results.append(r)
+        for chunk in _chunks([x] if one else x, batch_size):
+            for r in self._answers(chunk, top_k, lang, ImageError):
+                if isinstance(r, Failure): raise ImageError(r.code, r.message if one else f'image {len(results)}: {r.message}')
+                results.append(r)
         return results[0] if one else results
 
     def stream(self,
         items: Iterable, # any number of what `prepare` takes
         top_k: int = 3, # classes given, at most all
         lang: str = 'en', # of the names: 'en' or 'ru'
-        batch_size: int = 32, # images that go through the network together
-        workers: int = 2, # threads that decode the next batch meanwhile
+        batch_size: int = 16, # images that go through the network together
+        workers: int = 2, # threads, each of which decodes and classifies a batch; as many as there are cores, if `threads` is 1
     ) -> Iterator[Prediction | Failure]: # in the order of `items`
         "Classify as many images as there are, in constant memory; a bad one becomes a `Failure` in its place"
         _check_request(self.info, top_k, lang, batch_size)
+        pending = deque() # in order; at most one batch more than there are workers
         with ThreadPoolExecutor(workers) as pool:
-            try: yield from self._run(items, top_k, lang, batch_size, pool.map, Exception) # one odd file must not cost the rest
+            try:
+                for chunk in _chunks(items, batch_size):
+                    if len(pending) > workers: yield from pending.popleft().result()
+                    pending.append(pool.submit(self._answers, chunk, top_k, lang, Exception)) # one odd file must not cost the rest
+                while pending: yield from pending.popleft().result()
             finally: pool.shutdown(cancel_futures=True)
-
-    def _run(self, items: Iterable, top_k: int, lang: str, batch_size: int, map_: Callable, catch: type) -> Iterator[Prediction | Failure]:
-        "Decoding of the next chunk starts (if `map_` is a pool's) before the network gets this one"
-        _check_request(self.info, top_k, lang, batch_size)
-        waiting = None
-        for chunk in itertools.chain(_chunks(items, batch_size), [None]):
-            decoding = chunk and (chunk, map_(partial(self._try_prepare, catch), chunk))
-            if waiting: yield from self._answers(*waiting, top_k, lang)
-            waiting = decoding
 
     def _try_prepare(self, catch: type, x: Any) -> tuple[np.ndarray | Exception, float]:
         start = time.perf_counter()
@@ -241,16 +239,19 @@ class Predictor:
         except catch as e: return e, 0.0
         return img, 1000 * (time.perf_counter() - start)
 
-    def _answers(self, items: list, prepared: Iterable, top_k: int, lang: str) -> Iterator[Prediction | Failure]:
-        prepared = list(prepared)
+    def _answers(self, items: list, top_k: int, lang: str, catch: type) -> list[Prediction | Failure]:
+        "Decode and classify one batch"
+        prepared = [self._try_prepare(catch, x) for x in items]
         good = [img for img, _ in prepared if isinstance(img, np.ndarray)]
         start = time.perf_counter()
         rows = iter(self.probabilities(np.stack(good)) if good else ())
         infer = 1000 * (time.perf_counter() - start) / max(len(good), 1)
-        for item, (img, ms) in zip(items, prepared):
-            source = os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
-            if isinstance(img, Exception): yield Failure(getattr(img, 'code', 'internal'), _first_line(img), source)
-            else: yield Prediction(_top(next(rows), self.info, top_k, lang), source, Timing(ms, infer))
+        return [self._answer(x, img, Timing(ms, infer), rows, top_k, lang) for x, (img, ms) in zip(items, prepared)]
+
+    def _answer(self, item: Any, img: np.ndarray | Exception, timing: Timing, rows: Iterator, top_k: int, lang: str) -> Prediction | Failure:
+        source = os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
+        if isinstance(img, Exception): return Failure(getattr(img, 'code', 'internal'), _first_line(img), source)
+        return Prediction(_top(next(rows), self.info, top_k, lang), source, timing)
 
 # %% ../nbs/06_predict.ipynb #cell-40
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.gif', '.bmp')
@@ -292,21 +293,24 @@ def _table_writer(lang: str) -> Iterator[Callable]:
     yield write
 
 # %% ../nbs/06_predict.ipynb #cell-49
+def _cores() -> int: # that this process may use
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
 def predict_files(
     inputs: list, # files, folders and patterns
     predictor: Predictor, # a loaded model
     top_k: int = 3, # classes given
     out: str | Path = '', # .csv, .jsonl or .parquet file; printed as a table if empty
     lang: str = 'en', # of the names: 'en' or 'ru'
-    batch_size: int = 32, # images that go through the network together
-    workers: int = min(4, os.cpu_count() or 1), # decoding threads
+    batch_size: int = 16, # images that go through the network together
+    workers: int = 0, # batches in work at once; 0: as many as keep all cores busy
 ) -> tuple[int, int]: # images tried, and how many of them failed
     "Classify files in constant memory; the output is written completely or not at all"
     _check_request(predictor.info, top_k, lang, batch_size)
     writer = write_table(out, _columns(top_k)) if out else _table_writer(lang)
     total = sum(1 for _ in find_images(inputs))
     if not total: raise FashionError(f'no images ({" ".join(IMAGE_SUFFIXES)}) in {", ".join(map(str, inputs))}')
-    failed = 0
+    failed, workers = 0, workers or max(1, _cores() // predictor.threads)
     with writer as write:
         results = predictor.stream(find_images(inputs), top_k, lang, batch_size, workers)
         for r in progress(results, total, show=bool(out) and sys.stderr.isatty()):
@@ -315,6 +319,10 @@ def predict_files(
     return total, failed
 
 # %% ../nbs/06_predict.ipynb #cell-50
+def _summary(total: int, failed: int, seconds: float) -> str:
+    return f'{total:,} photograph{"s" * (total != 1)} in {seconds:.1f} s: {total / max(seconds, 1e-9):,.0f} a second, {failed:,} could not be read'
+
+# %% ../nbs/06_predict.ipynb #cell-53
 @command
 def fashion_predict(
     inputs: Param('image files, folders (with their subfolders) or patterns', nargs='+'), # list of str
@@ -323,14 +331,15 @@ def fashion_predict(
     out: str = '', # write a .csv, .jsonl or .parquet file instead of printing a table
     lang: str = 'en', # language of the names: en or ru
     provider: str = 'cpu', # cpu, cuda, tensorrt, or auto for the best that works
-    threads: int = 1, # threads of the network
-    batch_size: int = 32, # images that go through the network together
+    threads: int = 1, # threads of one inference
+    workers: int = 0, # batches in work at once; 0: as many as keep all cores busy
+    batch_size: int = 16, # images that go through the network together
 ):
     "Classify photographs; exit code 1 if any of them could not be read"
     predictor = Predictor.load(model, provider, threads)
+    if not 0 <= workers <= 1024: raise FashionError(f'workers is {workers}, but must be from 1 to 1024, or 0 for as many as keep all cores busy')
     start = time.perf_counter()
-    total, failed = predict_files(inputs, predictor, top_k, out, lang, batch_size)
-    rate = total / (time.perf_counter() - start)
-    done = f'{total:,} images, {failed:,} failed, {rate:,.0f} images/s, {predictor.info.name} {predictor.info.version} on {predictor.provider}'
-    print(done + (f' -> {out}' if out else ''), file=sys.stderr)
+    total, failed = predict_files(inputs, predictor, top_k, out, lang, batch_size, workers)
+    done = _summary(total, failed, time.perf_counter() - start)
+    print(f'{done} ({predictor.info.name} {predictor.info.version} on {predictor.provider})' + (f' -> {out}' if out else ''), file=sys.stderr)
     if failed: raise SystemExit(1)

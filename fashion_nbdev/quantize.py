@@ -25,6 +25,7 @@ from torch import nn
 from .core import ConfigError, lookup
 from .data import Split
 from .evaluate import softmax
+from .fold import feed_pixels, fold_scaling, last_nodes, pixel_grid
 from .model_file import ModelInfo, pack_model
 from .predict import Predictor
 
@@ -42,7 +43,9 @@ class ServedModel(nn.Module):
         self.register_buffer('scale', 1 / (255 * std))
         self.register_buffer('shift', mean / std)
 
-    def forward(self, image): return self.net(image.permute(0, 3, 1, 2).float() * self.scale - self.shift)
+    def forward(self, image):
+        image = image.permute(0, 3, 1, 2).contiguous() # or the exporter would write torch's strides into the graph
+        return self.net(image.float() * self.scale - self.shift)
 
 # %% ../nbs/06a_quantize.ipynb #cell-14
 OPSET = 20 # of ONNX operators: known to every ONNX Runtime since 1.17
@@ -85,8 +88,8 @@ def batch_of(
     width: int, # pixels
     most: int = 256, # images, however small they are
 ) -> int: # images that may go through a network together
-    "As many images as keep a network's activations to some hundred megabytes"
-    return max(1, min(most, 1_600_000 // (height*width)))
+    "As many images as keep what a network computes to some hundred megabytes, quantisation included"
+    return max(1, min(most, 400_000 // (height*width)))
 
 def predict_logits(
     predictor: Predictor, # a loaded model
@@ -111,12 +114,19 @@ def torch_gap(
 # %% ../nbs/06a_quantize.ipynb #cell-27
 class _Batches(CalibrationDataReader):
     def __init__(self, images: np.ndarray):
-        size = batch_of(*images.shape[1:3], most=50)
+        size = max(1, batch_of(*images.shape[1:3], most=200)//4) # calibration keeps every activation of a batch
         self.batches = iter([{'image': images[i:i + size]} for i in range(0, len(images), size)])
     def get_next(self): return next(self.batches, None)
 
 ACTIVATIONS = {'s8s8': QuantType.QInt8, 'u8s8': QuantType.QUInt8} # type of activations and weights
 RANGES = ('extremes', 'average') # how calibration sets the range of an activation
+
+def _ready(onnx_bytes: bytes) -> onnx.ModelProto:
+    "The graph with batch norm folded in and constants computed"
+    with tempfile.TemporaryDirectory() as d, _quiet():
+        (raw := Path(d)/'fp32.onnx').write_bytes(onnx_bytes)
+        quant_pre_process(raw, ready := Path(d)/'ready.onnx', skip_symbolic_shape=True)
+        return onnx.load(ready)
 
 def quantize_onnx(
     onnx_bytes: bytes, # an FP32 graph from `export_onnx`
@@ -129,13 +139,17 @@ def quantize_onnx(
     kind = lookup(ACTIVATIONS, types, 'INT8 type')
     lookup(dict.fromkeys(RANGES), ranges, 'range')
     if not len(images): raise ConfigError('no images to calibrate with: give at least one')
+    model = _ready(onnx_bytes)
+    floats, grids = [*exclude, *last_nodes(model)], {}
+    if folded := fold_scaling(model):
+        floats, grids = floats + folded.nodes, {folded.tensor: pixel_grid(folded.zero, kind, signed=types == 's8s8')}
+    options = dict(CalibMovingAverage=ranges == 'average', TensorQuantOverrides=grids)
     with tempfile.TemporaryDirectory() as d, _quiet():
-        (raw := Path(d)/'fp32.onnx').write_bytes(onnx_bytes)
-        quant_pre_process(raw, ready := Path(d)/'ready.onnx', skip_symbolic_shape=True)
-        quantize_static(ready, out := Path(d)/'int8.onnx', _Batches(images), quant_format=QuantFormat.QDQ, per_channel=True,
-                        activation_type=kind, weight_type=QuantType.QInt8, nodes_to_exclude=list(exclude),
-                        calibrate_method=CalibrationMethod.MinMax, extra_options=dict(CalibMovingAverage=ranges == 'average'))
-        return out.read_bytes()
+        quantize_static(model, out := Path(d)/'int8.onnx', _Batches(images), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=kind,
+                        weight_type=QuantType.QInt8, nodes_to_exclude=floats, calibrate_method=CalibrationMethod.MinMax, extra_options=options)
+        int8 = onnx.load(out)
+    if folded and types == 'u8s8': feed_pixels(int8, folded.tensor)
+    return int8.SerializeToString()
 
 # %% ../nbs/06a_quantize.ipynb #cell-36
 def half_onnx(

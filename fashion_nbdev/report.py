@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .core import DataConfig, command, labels_of, load_config, lookup, write_beside
+from .config import DataConfig, load_config
+from .core import command, labels_of, lookup, write_beside
 from .data import DATASETS, Split, _need, channel_stats, data_hash, input_rule, load_dataset, locate, photo_splits
 from .data import pixel_histogram, product_leaks, show_samples
 from .files import DataError

@@ -35,7 +35,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from .core import Config, ConfigError, FashionError, write_beside
+from .config import Config
+from .core import ConfigError, FashionError, write_beside
 from .networks import build_model, input_stats
 
 # %% ../nbs/03b_transfer.ipynb #cell-10

@@ -5,7 +5,8 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from fashion_nbdev.core import AugmentConfig, ConfigError
+from fashion_nbdev.config import AugmentConfig
+from fashion_nbdev.core import ConfigError
 from fashion_nbdev.crops import find_photos, frames, random_boxes, random_resized_crop, sample_boxes
 from fashion_nbdev.image import resize_image
 from fashion_nbdev.photo_augment import (

@@ -9,7 +9,8 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from fashion_nbdev.core import ConfigError, DataConfig
+from fashion_nbdev.config import DataConfig
+from fashion_nbdev.core import ConfigError
 from fashion_nbdev.data import load_dataset, photo_splits
 from fashion_nbdev.files import DataError
 from fashion_nbdev.image import read_image

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fashion_nbdev.core import DataConfig
+from fashion_nbdev.config import DataConfig
 from fashion_nbdev.data import DATASETS, find_data, listing, load_dataset, locate, photo_splits
 from fashion_nbdev.files import DataError
 from fashion_nbdev.image import read_image

@@ -15,7 +15,7 @@ NOBODY = 'http://127.0.0.1:9' # nobody listens there
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess:
     "Run code in a process of its own, which reads the environment at its start"
-    head = 'from fashion_nbdev.core import Config\nfrom fashion_nbdev.networks import build_model\n' \
+    head = 'from fashion_nbdev.config import Config\nfrom fashion_nbdev.networks import build_model\n' \
            "def build(arch):\n    cfg = Config(); cfg.model.arch, cfg.model.pretrained = arch, 'imagenet'\n    return build_model(cfg, 3, 10)\n"
     return subprocess.run([sys.executable, '-c', head + code], cwd=ROOT, env=clean_env(**env), capture_output=True, text=True, timeout=300)
 
