@@ -272,9 +272,9 @@ def against_floor(
     found = []
     for r in rows:
         predicted = np.array(r['test_predicted'])
-        if predicted.shape != labels.shape: raise FashionError(f'the floor {r["features"]} was measured on {len(predicted):,} images, not on these {len(labels):,}: measure it again')
+        if predicted.shape != labels.shape: raise FashionError(f'the floor {r["networks"]} was measured on {len(predicted):,} images, not on these {len(labels):,}: measure it again')
         test = mcnemar(right, predicted == labels)
-        found.append(dict(floor=r['features'] + ', mirrored too'*r['mirrored'], accuracy=float((predicted == labels).mean()),
+        found.append(dict(floor=r['networks'] + ', mirrored too'*r['mirrored'], accuracy=float((predicted == labels).mean()),
                           only_model=test['only_a'], only_floor=test['only_b'], p=test['p']))
     return found
 

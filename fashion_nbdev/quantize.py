@@ -28,6 +28,7 @@ from .evaluate import softmax
 from .fold import feed_pixels, fold_scaling, last_nodes, pixel_grid
 from .model_file import ModelInfo, pack_model
 from .predict import Predictor
+from .rounding import input_moments, round_weights
 
 # %% ../nbs/06a_quantize.ipynb #cell-11
 class ServedModel(nn.Module):
@@ -120,6 +121,7 @@ class _Batches(CalibrationDataReader):
 
 ACTIVATIONS = {'s8s8': QuantType.QInt8, 'u8s8': QuantType.QUInt8} # type of activations and weights
 RANGES = ('extremes', 'average') # how calibration sets the range of an activation
+_ROUNDING = 32 # images that weights are rounded for; more did no better
 
 def _ready(onnx_bytes: bytes) -> onnx.ModelProto:
     "The graph with batch norm folded in and constants computed"
@@ -135,7 +137,7 @@ def quantize_onnx(
     ranges: str = 'average', # one of `RANGES`
     exclude: tuple = (), # names of nodes that stay in FP32
 ) -> bytes: # the same graph in INT8; raises `ConfigError`
-    "Static quantisation: QDQ, a grid for each output channel of the weights"
+    "Static quantisation: QDQ, a grid for each output channel of the weights, which are rounded together"
     kind = lookup(ACTIVATIONS, types, 'INT8 type')
     lookup(dict.fromkeys(RANGES), ranges, 'range')
     if not len(images): raise ConfigError('no images to calibrate with: give at least one')
@@ -145,9 +147,11 @@ def quantize_onnx(
         floats, grids = floats + folded.nodes, {folded.tensor: pixel_grid(folded.zero, kind, signed=types == 's8s8')}
     options = dict(CalibMovingAverage=ranges == 'average', TensorQuantOverrides=grids)
     with tempfile.TemporaryDirectory() as d, _quiet():
-        quantize_static(model, out := Path(d)/'int8.onnx', _Batches(images), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=kind,
+        onnx.save(model, ready := Path(d)/'ready.onnx') # a copy: the quantiser changes what it is given
+        quantize_static(ready, out := Path(d)/'int8.onnx', _Batches(images), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=kind,
                         weight_type=QuantType.QInt8, nodes_to_exclude=floats, calibrate_method=CalibrationMethod.MinMax, extra_options=options)
         int8 = onnx.load(out)
+    round_weights(int8, model, input_moments(model, images[:_ROUNDING]))
     if folded and types == 'u8s8': feed_pixels(int8, folded.tensor)
     return int8.SerializeToString()
 

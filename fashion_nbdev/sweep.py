@@ -76,15 +76,15 @@ def row_result(
 # %% ../nbs/05c_sweep.ipynb #cell-14
 @command
 def fashion_sweep(
-    sweep: str, # a YAML file: config, set, seeds, rows
-    out: str, # results file, .csv or .json; a row is written as soon as its seeds are done
+    sweep: str = 'configs/ablation_clothing.yaml', # a YAML file: config, set, seeds, rows
+    out: str = '', # results file, a row written as soon as its seeds are done; results/SWEEP.csv if not given
     runs: str = 'runs', # folder of all runs
 ) -> list[dict]: # the rows
     "Train every row of a sweep with every seed; run it again to go on after an interruption"
     plan, rows = load_sweep(sweep), []
     for name, changes in plan.rows.items():
         rows.append(row_result(name, changes, [run_row(plan, name, seed, runs) for seed in plan.seeds]))
-        write_results(out, rows, **conditions(f'fashion_sweep {sweep} {out}', n_runs=len(plan.seeds)))
+        write_results(out or f'results/{Path(sweep).stem}.csv', rows, **conditions(f'fashion_sweep --sweep {sweep}', n_runs=len(plan.seeds)))
         print('{row}: validation accuracy {valid_accuracy:.2%} (spread {accuracy_sd}), loss {valid_loss:.3f}'.format(**rows[-1]), flush=True)
     return rows
 
