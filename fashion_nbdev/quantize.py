@@ -136,14 +136,16 @@ def quantize_onnx(
     types: str = 'u8s8', # one of `ACTIVATIONS`
     ranges: str = 'average', # one of `RANGES`
     exclude: tuple = (), # names of nodes that stay in FP32
+    fold: bool = True, # let the first convolution read the photograph's own bytes
+    together: bool = True, # round weights so that their errors cancel
 ) -> bytes: # the same graph in INT8; raises `ConfigError`
-    "Static quantisation: QDQ, a grid for each output channel of the weights, which are rounded together"
+    "Static quantisation: QDQ, a grid for each output channel of the weights"
     kind = lookup(ACTIVATIONS, types, 'INT8 type')
     lookup(dict.fromkeys(RANGES), ranges, 'range')
     if not len(images): raise ConfigError('no images to calibrate with: give at least one')
     model = _ready(onnx_bytes)
     floats, grids = [*exclude, *last_nodes(model)], {}
-    if folded := fold_scaling(model):
+    if folded := fold_scaling(model) if fold else None:
         floats, grids = floats + folded.nodes, {folded.tensor: pixel_grid(folded.zero, kind, signed=types == 's8s8')}
     options = dict(CalibMovingAverage=ranges == 'average', TensorQuantOverrides=grids)
     with tempfile.TemporaryDirectory() as d, _quiet():
@@ -151,7 +153,7 @@ def quantize_onnx(
         quantize_static(ready, out := Path(d)/'int8.onnx', _Batches(images), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=kind,
                         weight_type=QuantType.QInt8, nodes_to_exclude=floats, calibrate_method=CalibrationMethod.MinMax, extra_options=options)
         int8 = onnx.load(out)
-    round_weights(int8, model, input_moments(model, images[:_ROUNDING]))
+    if together: round_weights(int8, model, input_moments(model, images[:_ROUNDING]))
     if folded and types == 'u8s8': feed_pixels(int8, folded.tensor)
     return int8.SerializeToString()
 
@@ -246,7 +248,7 @@ def variants_table(
     def line(v): return f'{v.name:<14} {len(v.data)/1000:>8,.0f} {v.accuracy:>11.2%} {v.agreement:>10.2%} {v.latency_ms:>7.3f} {v.cpu_ms:>7.3f}'
     return '\n'.join([head, *(f'{"*" if v is chosen else " "} {line(v)}' for v in variants)])
 
-# %% ../nbs/06a_quantize.ipynb #cell-46
+# %% ../nbs/06a_quantize.ipynb #cell-50
 def fit_temperature(
     logits: np.ndarray, # float [n, classes] on the validation split
     labels: np.ndarray, # int64 [n]
