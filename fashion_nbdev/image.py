@@ -50,20 +50,28 @@ _TURN = Image.Transpose
 _TURNS = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE, # EXIF orientation -> what undoes it
           6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}
 
-def _decode(parts: ImageParts, channels: int, scale: float = 1.0) -> Image.Image:
-    "The upright picture as 'L' or 'RGB'; a JPEG may come smaller, by no more than `scale`"
+def _area(picture: tuple, size: tuple, orientation: int) -> tuple: # left, top, right, bottom
+    "Where a picture of width and height `picture` lies after it was turned into an image of `size`, which may be a fraction of a pixel larger"
+    w, h = picture[::-1] if orientation > 4 else picture
+    left, top = size[0] - w if orientation in (2, 3, 6, 7) else 0, size[1] - h if orientation in (3, 4, 7, 8) else 0
+    return left, top, left + w, top + h
+
+def _decode(parts: ImageParts, channels: int, scale: float = 1.0) -> tuple[Image.Image, tuple]:
+    "The upright picture as 'L' or 'RGB', and its area in it; a JPEG may come smaller, by no more than `scale`"
     mode = 'L' if channels == 1 else 'RGB'
     try:
         im = _FILES[parts.format](BytesIO(parts.body)) # this class and no other looks at the bytes
         if im.size != (parts.width, parts.height): raise ValueError('its headers contradict each other')
         if parts.format == 'PNG': _fix_key(im)
-        im.draft(mode, tuple(math.ceil(side*scale) for side in im.size)) # for JPEG only
+        smaller = im.draft(mode, tuple(math.ceil(side*scale) for side in im.size)) # for JPEG only; 533 pixels by 2 are 266.5 in 267
+        picture = smaller[1][2:] if smaller else im.size
         im.load()
         im = _flatten(im, mode)
     except Image.DecompressionBombError as e: raise ImageError('too_many_pixels', str(e)) from e # Pillow's own limit, if `limits` exceed it
     except Exception as e: raise corrupt_error(parts.format, e) from e # decoders raise whatever comes to hand
     turn = _TURNS.get(parts.orientation)
-    return im if turn is None else im.transpose(turn)
+    if turn is not None: im = im.transpose(turn)
+    return im, _area(picture, im.size, parts.orientation)
 
 def _as_array(im: Image.Image) -> np.ndarray:
     img = np.array(im) # a copy that can be written to, unlike asarray's
@@ -79,7 +87,7 @@ def decode_image(
 ) -> np.ndarray: # uint8 [height, width, channels]; raises `ImageError`
     "The first frame of a picture file, upright, transparency over white"
     _check_channels(channels)
-    return _as_array(_decode(image_parts(data, limits), channels))
+    return _as_array(_decode(image_parts(data, limits), channels)[0])
 
 # %% ../nbs/01_image.ipynb #cell-27
 RESIZE_RULES = ('crop', 'pad', 'stretch', 'fashion_mnist')
@@ -88,16 +96,17 @@ _GAP = 2.0 # how many times the wanted size a picture keeps before the filter, w
 _ENOUGH = 1.15 # the same where a JPEG is decoded smaller, which keeps more detail than averaging
 _SHARPEN = ImageFilter.UnsharpMask(radius=1, percent=50, threshold=0) # for Fashion-MNIST only
 
-def _crop(im: Image.Image, height: int, width: int, crop_pct: float) -> Image.Image:
-    scale = max(width/im.width, height/im.height)/crop_pct # of the resized picture, cut out in one go
-    w, h = min(im.width, width/scale), min(im.height, height/scale)
-    left, top = (im.width - w)/2, (im.height - h)/2
-    box = left, top, min(im.width, left + w), min(im.height, top + h)
-    return im.resize((width, height), _FILTER, box, reducing_gap=_GAP)
+def _crop(im: Image.Image, area: tuple, height: int, width: int, crop_pct: float) -> Image.Image:
+    x, y, right, bottom = area
+    across, down = right - x, bottom - y
+    scale = max(width/across, height/down)/crop_pct # of the resized picture, cut out in one go
+    w, h = min(across, width/scale), min(down, height/scale)
+    left, top = x + (across - w)/2, y + (down - h)/2
+    return im.resize((width, height), _FILTER, (left, top, min(right, left + w), min(bottom, top + h)), reducing_gap=_GAP)
 
-def _fit(im: Image.Image, height: int, width: int, full: tuple[int, int]) -> Image.Image:
+def _fit(im: Image.Image, area: tuple, height: int, width: int, full: tuple[int, int]) -> Image.Image:
     scale = min(width/full[0], height/full[1]) # of the whole picture: `im` may be a smaller decoding of it
-    return im.resize(tuple(max(1, round(side*scale)) for side in full), _FILTER, reducing_gap=_GAP)
+    return im.resize(tuple(max(1, round(side*scale)) for side in full), _FILTER, area, reducing_gap=_GAP)
 
 def _centre(im: Image.Image, height: int, width: int, colour: str) -> Image.Image:
     canvas = Image.new(im.mode, (width, height), colour)
@@ -125,7 +134,7 @@ def _fashion_mnist(im: Image.Image, height: int, width: int) -> Image.Image:
     img = np.asarray(im)
     if img.shape == (height, width): return im if _border(img).mean() <= 127.5 else Image.fromarray(255 - img)
     garment = Image.fromarray(_trim(_light_on_black(img)))
-    small = _fit(garment, height, width, garment.size)
+    small = _fit(garment, (0, 0, *garment.size), height, width, garment.size)
     if small.width < garment.width: small = small.filter(_SHARPEN)
     return _centre(small, height, width, 'black')
 
@@ -142,12 +151,12 @@ def _check_rule(height: int, width: int, channels: int, resize: str, crop_pct: f
     if not 0 < crop_pct <= 1: raise ConfigError(f'crop_pct is {crop_pct}, but must be over 0 and at most 1')
     if resize == 'fashion_mnist' and channels != 1: raise ConfigError(f'resize rule fashion_mnist is for grey pictures: channels must be 1, got {channels}')
 
-def _resize(im: Image.Image, full: tuple[int, int], height: int, width: int, resize: str, crop_pct: float) -> Image.Image:
-    "Apply a rule to `im`, a decoding of a picture that is `full` = (width, height) as a whole"
-    if resize == 'crop': return _crop(im, height, width, crop_pct)
-    if resize == 'pad': return _centre(_fit(im, height, width, full), height, width, 'white')
+def _resize(im: Image.Image, area: tuple, full: tuple[int, int], height: int, width: int, resize: str, crop_pct: float) -> Image.Image:
+    "Apply a rule to the `area` of `im` in which a picture lies that is `full` = (width, height) as a whole"
+    if resize == 'crop': return _crop(im, area, height, width, crop_pct)
+    if resize == 'pad': return _centre(_fit(im, area, height, width, full), height, width, 'white')
     if resize == 'fashion_mnist': return _fashion_mnist(im, height, width)
-    return im.resize((width, height), _FILTER, reducing_gap=_GAP)
+    return im.resize((width, height), _FILTER, area, reducing_gap=_GAP)
 
 def resize_image(
     img: np.ndarray, # uint8 [h, w] or [h, w, channels], upright; channels 1 or 3
@@ -161,7 +170,7 @@ def resize_image(
     channels = 1 if img.ndim == 2 else img.shape[2]
     _check_rule(height, width, channels, resize, crop_pct)
     im = Image.fromarray(img.reshape(img.shape[:2]) if channels == 1 else img)
-    return _as_array(_resize(im, im.size, height, width, resize, crop_pct))
+    return _as_array(_resize(im, (0, 0, *im.size), im.size, height, width, resize, crop_pct))
 
 def to_fashion_mnist(
     img: np.ndarray, # uint8 [h, w] or [h, w, 1], grey
@@ -191,5 +200,5 @@ def read_image(
     _check_rule(height, width, channels, resize, crop_pct)
     parts = image_parts(data, limits)
     header = parts.header
-    im = _decode(parts, channels, _enough(header, height, width, resize, crop_pct))
-    return _as_array(_resize(im, header[1:], height, width, resize, crop_pct))
+    im, area = _decode(parts, channels, _enough(header, height, width, resize, crop_pct))
+    return _as_array(_resize(im, area, header[1:], height, width, resize, crop_pct))

@@ -114,6 +114,7 @@ def test_drop_and_paste(page, samples):
         document.dispatchEvent(arguments[1] === 'drop' ? new DragEvent('drop', {dataTransfer: data, cancelable: true, bubbles: true})
                                                        : new ClipboardEvent('paste', {clipboardData: data, cancelable: true, bubbles: true}));'''
     import base64
+    Select(page.one('#model')).select_by_value('fashion_mnist')
     for way, label in (('drop', 'trouser'), ('paste', 'bag')):
         page.driver.execute_script(make, base64.b64encode(samples[label]).decode(), way)
         page.until(lambda label=label: page.labels()[:1] == [label])

@@ -16,7 +16,7 @@ import pytest
 
 def post(url: str, body: bytes, kind: str = 'image/png'):
     "Status and JSON of one prediction"
-    request = urllib.request.Request(f'{url}v1/predict', body, {'Content-Type': kind})
+    request = urllib.request.Request(f'{url}v1/predict?model=fashion_mnist', body, {'Content-Type': kind})
     with urllib.request.urlopen(request, timeout=10) as answer: return answer.status, json.load(answer)
 
 
@@ -38,7 +38,7 @@ def fails(*args, **env) -> str:
 
 
 def test_ten_samples_raw_and_as_form(service, samples):
-    raw = {label: post(service.url + '', png) for label, png in samples.items()}
+    raw = {label: post(service.url, png) for label, png in samples.items()}
     form = {label: post(service.url, as_form(png), 'multipart/form-data; boundary=cut') for label, png in samples.items()}
     assert {s for s, _ in [*raw.values(), *form.values()]} == {200}
     assert all(raw[label][1]['predictions'] == form[label][1]['predictions'] for label in samples)
