@@ -38,7 +38,7 @@ from .data import Split, data_hash
 from .loader import get_dls
 from .networks import build_model, input_stats, save_model
 from .results import conditions, write_results
-from .transfer import Freeze, fast_depthwise, layer_groups
+from .transfer import Freeze, fast_convs, layer_groups
 
 # %% ../nbs/04_baseline.ipynb #cell-11
 OPTIMIZERS = { # name in the configuration -> torch's constructor
@@ -130,7 +130,7 @@ def make_learner(
     model = build_model(cfg, splits['train'].images.shape[-1], len(keys))
     mean, std = input_stats(model) if cfg.model.pretrained else (None, None)
     dls = get_dls(splits, cfg.train.batch_size, cfg.seed, device, augment, mean, std, vocab=keys)
-    if device == 'cpu': fast_depthwise(model)
+    fast_convs(model, (splits['valid'].images.shape[-1], *splits['valid'].images.shape[1:3]))
     if (weights := class_weights(splits['train'].labels, len(keys), cfg.train.balance)) is not None: weights = weights.to(device)
     frozen = [Freeze(t.freeze, t.head_epochs, t.freeze_norms)] if t.freeze or t.head_epochs or t.freeze_norms else []
     return ResumableLearner(dls, model, nn.CrossEntropyLoss(weights, label_smoothing=cfg.train.label_smoothing),
@@ -218,7 +218,6 @@ class MLflowTracker(Callback):
     def _connect(self) -> str | None: # the folder for artefacts if the store is a local one
         uri, store = os.environ.get('MLFLOW_TRACKING_URI'), self.run_dir.parents[1]
         if uri and uri not in self.ours: return self.mlflow.set_tracking_uri(uri)
-        store.mkdir(parents=True, exist_ok=True)
         self.ours.add(uri := f'sqlite:///{store}/mlflow.db')
         self.mlflow.set_tracking_uri(uri)
         return (store/'mlartifacts').as_uri()
@@ -228,10 +227,12 @@ class MLflowTracker(Callback):
         import mlflow
         self.mlflow = mlflow
         for chatty in ('alembic', 'mlflow.store.db.utils'): logging.getLogger(chatty).setLevel(logging.WARNING)
+        (runs := self.run_dir.parents[1]).mkdir(parents=True, exist_ok=True)
         try:
-            artefacts = self._connect()
-            if not mlflow.get_experiment_by_name(self.cfg.name): mlflow.create_experiment(self.cfg.name, artefacts)
-            mlflow.set_experiment(self.cfg.name)
+            with FileLock(runs/'mlflow.lock'): # one makes the store, those who start beside it wait
+                artefacts = self._connect()
+                if not mlflow.get_experiment_by_name(self.cfg.name): mlflow.create_experiment(self.cfg.name, artefacts)
+                mlflow.set_experiment(self.cfg.name)
             self.run_id = mlflow.start_run(run_id=self.run_id, run_name=self.run_dir.name).info.run_id
         except Exception as e:
             where = _no_secrets(os.environ.get('MLFLOW_TRACKING_URI', 'the local store'))

@@ -6,6 +6,14 @@
 __all__ = ['ProbeHead', 'Teachers', 'resize', 'load_teachers', 'SoftTargets']
 
 # %% ../nbs/04b_finetune.ipynb #cell-5
+from .baseline import fast_dtype
+from .config import AugmentConfig, TrainConfig
+from .core import ConfigError
+from .data import Split
+from .networks import load_model
+from .transfer import as_linear, fast_convs, features, fit_logistic
+
+# %% ../nbs/04b_finetune.ipynb #cell-6
 from pathlib import Path
 
 import torch
@@ -13,14 +21,7 @@ from fastai.callback.core import Callback
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from .baseline import fast_dtype
-from .config import AugmentConfig, TrainConfig
-from .core import ConfigError
-from .data import Split
-from .networks import load_model
-from .transfer import as_linear, features, fit_logistic
-
-# %% ../nbs/04b_finetune.ipynb #cell-9
+# %% ../nbs/04b_finetune.ipynb #cell-10
 class ProbeHead(Callback):
     "Begin with the classifier that fits the frozen features best"
     order = -10 # before an average of the weights begins
@@ -34,7 +35,7 @@ class ProbeHead(Callback):
         seen = features(self.model, self.split.images, dtype=fast_dtype())
         self.model.get_classifier().load_state_dict(as_linear(fit_logistic(seen, self.split.labels, self.C)).state_dict())
 
-# %% ../nbs/04b_finetune.ipynb #cell-12
+# %% ../nbs/04b_finetune.ipynb #cell-13
 class Teachers(nn.Module):
     "Trained networks whose averaged probabilities are learnt from"
     def __init__(self,
@@ -42,6 +43,7 @@ class Teachers(nn.Module):
         temperature: float = 1.0, # above 1 softens their answers
     ):
         super().__init__()
+        networks = [fast_convs(net, net.pretrained_cfg['input_size']) for net in networks]
         self.networks, self.temperature = nn.ModuleList(networks).eval().requires_grad_(False), temperature
 
     @property
@@ -66,7 +68,7 @@ def resize(
     "A batch at another size, antialiased"
     return x if x.shape[2:] == tuple(size) else nn.functional.interpolate(x, tuple(size), mode='bilinear', antialias=True)
 
-# %% ../nbs/04b_finetune.ipynb #cell-13
+# %% ../nbs/04b_finetune.ipynb #cell-14
 def load_teachers(
     cfg: TrainConfig, # its `teachers` and `temperature`
     keys: list[str], # the classes that they must know, in order
@@ -77,7 +79,7 @@ def load_teachers(
         if list(net.pretrained_cfg.get('label_names') or ()) != keys: raise ConfigError(f'train.teachers: {run} was taught other classes than {", ".join(keys)}')
     return Teachers(networks, cfg.temperature) if networks else None
 
-# %% ../nbs/04b_finetune.ipynb #cell-15
+# %% ../nbs/04b_finetune.ipynb #cell-16
 class SoftTargets(Callback):
     "Mix the images of a training batch, ask the teachers, and train on probabilities"
     order = 3 # before Precision

@@ -160,7 +160,7 @@ class Predictor:
 
     @classmethod
     def load(cls,
-        path: str | Path = 'fashion_mnist', # a model's name, or the path of an .onnx file
+        path: str | Path = 'clothing', # a model's name, or the path of an .onnx file
         provider: str = 'cpu', # 'cpu', 'cuda', 'tensorrt', or 'auto' for the best that works
         threads: int = 1, # of one inference on the CPU; with 1, other cores are free for other images
         limits: ImageLimits = ImageLimits(), # for images that come as bytes or paths
@@ -326,7 +326,7 @@ def _summary(total: int, failed: int, seconds: float) -> str:
 @command
 def fashion_predict(
     inputs: Param('image files, folders (with their subfolders) or patterns', nargs='+'), # list of str
-    model: str = 'fashion_mnist', # a model's name, or the path of an .onnx file
+    model: str = 'clothing', # a model's name, or the path of an .onnx file
     top_k: int = 3, # classes given for each image
     out: str = '', # write a .csv, .jsonl or .parquet file instead of printing a table
     lang: str = 'en', # language of the names: en or ru
