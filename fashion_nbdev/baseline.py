@@ -32,6 +32,7 @@ from fastai.optimizer import OptimWrapper
 from filelock import FileLock, Timeout
 from torch import nn
 
+from . import compact # noqa: F401 (its networks join timm's)
 from .config import Config, load_config, save_config
 from .core import ConfigError, FashionError, labels_of, set_seed, write_beside
 from .data import Split, data_hash
