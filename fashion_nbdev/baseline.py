@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'HISTORY', 'opt_func', 'ResumableLearner', 'fast_dtype', 'Precision', 'Reseed', 'TrainingError',
-           'StopOnNaN', 'class_weights', 'make_learner', 'Checkpoint', 'TrainingLog', 'flatten', 'MLflowTracker',
-           'run_metrics', 'fit']
+           'Stopped', 'StopOnNaN', 'class_weights', 'make_learner', 'Checkpoint', 'TrainingLog', 'flatten',
+           'MLflowTracker', 'run_metrics', 'fit']
 
 # %% ../nbs/04_baseline.ipynb #cell-3
 import warnings
@@ -95,6 +95,9 @@ class Reseed(Callback):
 # %% ../nbs/04_baseline.ipynb #cell-20
 class TrainingError(FashionError):
     "Training that cannot go on"
+
+class Stopped(Exception):
+    "A training that was stopped on purpose"
 
 class StopOnNaN(Callback):
     "Stop when the loss is not finite"
@@ -249,6 +252,7 @@ class MLflowTracker(Callback):
         names = ('train_loss', 'valid_loss', 'valid_accuracy')
         values = dict(zip(names, map(float, self.recorder.final_record))) | {'lr': float(self.opt.hypers[-1]['lr'])}
         self._try(self.mlflow.log_metrics, values, step=self.epoch)
+    def tag(self, key: str, value: str): self._try(self.mlflow.set_tag, key, value)
     def log_artifact(self, path: Path): self._try(self.mlflow.log_artifact, str(path))
     def end(self, status: str): self._try(self.mlflow.end_run, status)
 
@@ -316,7 +320,7 @@ def _recorded(tracker: MLflowTracker, log: TrainingLog):
     except TrainingError as e:
         log.write(str(e))
         raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         status = 'KILLED'
         raise
     finally: tracker.end(status)
