@@ -235,7 +235,7 @@ def features(
     model.eval()
     try:
         batches = (torch.from_numpy(np.array(images[i:i+batch_size])).permute(0, 3, 1, 2).to(device) for i in range(0, len(images), batch_size))
-        shown = tqdm(batches, 'features', -(-len(images)//batch_size), leave=False, disable=not progress)
+        shown = tqdm(batches, 'features', -(-len(images)//batch_size), leave=False, disable=None if progress else True)
         return torch.cat([_see(model, x.flip(3) if flip else x, mean, std, dtype).cpu() for x in shown]).numpy()
     finally:
         for m, training in modes: m.training = training # frozen norms differ from the rest
