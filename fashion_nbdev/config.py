@@ -66,9 +66,10 @@ class TrainConfig:
     lr: float = option(0.2, 1e-6, 10.0) # peak of the one-cycle schedule
     momentum: float = option(0.9, 0.0, 0.999) # SGD's Nesterov momentum, Adam's beta1
     weight_decay: float = option(5e-4, 0.0, 1.0)
-    warmup: float = option(0.25, 0.0, 0.9) # share of the steps in which the learning rate rises
+    warmup: float = option(0.25, 0.0, 0.9) # share of the steps in which the learning rate rises; 0 is a plain cosine
     label_smoothing: float = option(0.0, 0.0, 0.9)
     ema_decay: float = option(0.0, 0.0, 0.99999) # exponential moving average of the weights; 0 is off
+    sam: float = option(0.0, 0.0, 10.0) # sharpness-aware minimisation's radius; 0 is off, 0.05 usual
     freeze: int = option(0, 0, 100) # early stages that stay as pretrained
     freeze_norms: bool = option(False) # whether batch norms keep the statistics they came with
     head_epochs: int = option(0, 0, 2000) # epochs at first in which only the classifier learns
