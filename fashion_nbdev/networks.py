@@ -185,7 +185,10 @@ def build_model(
     _check_arch(arch)
     if not cfg.model.pretrained: return timm.create_model(arch, **kwargs)
     path = (lite := arch.removesuffix('.in1k')) in LITE_WEIGHTS and weights_path(LITE_WEIGHTS[lite])
-    return _from_pip(lite, path, **kwargs) if path else _from_hub(arch, **kwargs)
+    model = _from_pip(lite, path, **kwargs) if path else _from_hub(arch, **kwargs)
+    new = n_classes not in (0, model.pretrained_cfg['num_classes']) and model.get_classifier()
+    if isinstance(new, nn.Linear): new.reset_parameters() # timm draws EfficientNet's for a thousand classes: with ten, its first answers are wrong and sure
+    return model
 
 # %% ../nbs/03a_networks.ipynb #cell-32
 def input_stats(
