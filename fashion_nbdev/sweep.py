@@ -6,13 +6,14 @@
 __all__ = ['Sweep', 'load_sweep', 'shifted_accuracy', 'run_row', 'row_result', 'side_by_side', 'fashion_sweep', 'plot_sweep']
 
 # %% ../nbs/05c_sweep.ipynb #cell-3
-import re
+import os, re
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Callable, Iterator
 
 import numpy as np
@@ -118,6 +119,11 @@ def row_result(
     return row
 
 # %% ../nbs/05c_sweep.ipynb #cell-18
+def _begin_worker(threads: int):
+    "Keep to a share of the cores, and end when the process ends that started this one, however it does"
+    torch.set_num_threads(threads)
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
 @contextmanager
 def side_by_side(
     workers: int, # 1 to 64
@@ -126,7 +132,7 @@ def side_by_side(
     if not 1 <= workers <= 64: raise ConfigError(f'workers is {workers}, but must be from 1 to 64')
     if workers == 1: yield partial # a call for later
     else:
-        pool = ProcessPoolExecutor(workers, get_context('spawn'), torch.set_num_threads, (max(1, torch.get_num_threads()//workers),))
+        pool = ProcessPoolExecutor(workers, get_context('spawn'), _begin_worker, (max(1, torch.get_num_threads()//workers),))
         try: yield lambda *call: pool.submit(*call).result
         finally: pool.shutdown(cancel_futures=True)
 

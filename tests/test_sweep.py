@@ -2,6 +2,8 @@
 import csv
 import subprocess
 
+import psutil
+import pytest
 from repository import BIN, clean_env
 
 EXPERIMENT = 'name: demo\ndata: {samples: true}\nmodel: {arch: simple_cnn}\ntrain: {epochs: 2, lr: 0.05}\n'
@@ -15,13 +17,33 @@ def sweep(folder, *args: str) -> tuple[str, list[dict]]:
     with open(folder/'out.csv', encoding='utf-8') as f: return done.stdout, list(csv.DictReader(f))
 
 
-def test_runs_side_by_side_give_what_one_after_the_other_gives(tmp_path):
-    for name in ('one', 'two'):
-        (tmp_path/name).mkdir()
-        (tmp_path/name/'demo.yaml').write_text(EXPERIMENT)
-        (tmp_path/name/'sweep.yaml').write_text(SWEEP)
-    said, rows = sweep(tmp_path/'two', '--workers', '2')
+@pytest.fixture
+def folder(tmp_path):
+    "Holds an experiment and a sweep of it"
+    (tmp_path/'demo.yaml').write_text(EXPERIMENT)
+    (tmp_path/'sweep.yaml').write_text(SWEEP)
+    return tmp_path
+
+
+def test_runs_side_by_side_give_what_one_after_the_other_gives(folder):
+    said, rows = sweep(folder, '--workers', '2')
     assert [r['row'] for r in rows] == ['recipe', 'half the rate'] and rows[0]['seeds'] == '2'
     assert said.count('start at epoch 1 of 2') == 4
-    assert [r['valid_accuracy'] for r in sweep(tmp_path/'one')[1]] == [r['valid_accuracy'] for r in rows]
-    assert 'start at epoch' not in sweep(tmp_path/'two', '--workers', '2')[0], 'what is finished is not trained again'
+    assert [r['valid_accuracy'] for r in sweep(folder, '--runs', 'others')[1]] == [r['valid_accuracy'] for r in rows]
+    assert 'start at epoch' not in sweep(folder, '--workers', '2')[0], 'what is finished is not trained again'
+
+
+def test_a_killed_sweep_leaves_nobody_behind_and_goes_on(folder):
+    (folder/'demo.yaml').write_text(EXPERIMENT.replace('epochs: 2', 'epochs: 300'))
+    command = [BIN/'fashion_sweep', '--sweep', 'sweep.yaml', '--out', 'out.csv', '--workers', '2']
+    with subprocess.Popen(command, cwd=folder, env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        while 'epoch 3/300' not in process.stdout.readline(): pass
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=30)[1]
+    checkpoints = list(folder.glob('runs/demo/*/checkpoint/last.pt'))
+    assert checkpoints and not list(folder.glob('runs/demo/*/metrics.json'))
+    with subprocess.Popen([*command[:-2]], cwd=folder, env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        first = next(line for line in process.stdout if 'start at epoch' in line)
+        process.kill()
+    assert 'start at epoch 1 of' not in first, first
