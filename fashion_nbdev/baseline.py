@@ -36,6 +36,7 @@ from . import compact # noqa: F401 (its networks join timm's)
 from .config import Config, load_config, save_config
 from .core import ConfigError, FashionError, labels_of, set_seed, write_beside
 from .data import Split, data_hash
+from .evaluate import class_scores, confusion_matrix
 from .loader import get_dls
 from .networks import build_model, input_stats, save_model
 from .results import conditions, write_results
@@ -277,6 +278,15 @@ def run_metrics(
         precision=str(fast_dtype()).removeprefix('torch.'), history=[dict(zip(HISTORY, row)) for row in checkpoint.history])
 
 # %% ../nbs/04_baseline.ipynb #cell-41
+@torch.no_grad()
+def _per_class(learn: Learner) -> list[dict]:
+    "Precision and recall of each class on the validation split, by the weights that the network holds"
+    model, dtype, valid = learn.model.eval(), fast_dtype(), learn.dls.valid
+    with torch.autocast(valid.device.type, dtype, enabled=dtype != torch.float32):
+        said = torch.cat([model(x.contiguous(memory_format=torch.channels_last)).argmax(1) for x, _ in valid])
+    precision, recall, _ = class_scores(confusion_matrix(valid.labels.cpu().numpy(), said.cpu().numpy(), len(valid.vocab)))
+    return [dict(label=key, precision=float(p), recall=float(r)) for key, p, r in zip(valid.vocab, precision, recall)]
+
 def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, splits: dict[str, Split]) -> dict:
     "Write the models and the metrics of a run that has ended well"
     data, (_, height, width, channels) = learn.dls.train, splits['valid'].images.shape # training images may be larger
@@ -284,6 +294,7 @@ def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, 
     for name, kept in (('best_model', checkpoint.best), ('final_model', checkpoint.last)):
         learn.model.load_state_dict(kept['weights'])
         save_model(learn.model, run_dir/name, cfg, data.mean, data.std, (channels, height, width))
+    metrics['per_class'] = _per_class(learn) # of the final model
     write_results(run_dir/'metrics.json', dict(model=cfg.name, arch=cfg.model.arch) | metrics, **checkpoint.begun)
     return metrics
 

@@ -99,9 +99,12 @@ def run_row(
     return metrics | read_results(shifts)[0]
 
 # %% ../nbs/05c_sweep.ipynb #cell-14
-_MEASURES = dict( # of a run's metrics
+_MEASURES = dict( # of a run's metrics; None where it was not measured
     valid_accuracy=lambda m: m['final_valid_accuracy'], shifted_accuracy=lambda m: m.get('shifted_accuracy'),
-    valid_loss=lambda m: m['history'][-1]['valid_loss'], minutes=lambda m: m['seconds']/60)
+    valid_loss=lambda m: m['history'][-1]['valid_loss'], least_precision=lambda m: _least(m, 'precision'), least_recall=lambda m: _least(m, 'recall'),
+    thousand_parameters=lambda m: m['parameters']/1e3, minutes=lambda m: m['seconds']/60)
+
+def _least(metrics: dict, score: str) -> float | None: return min((c[score] for c in metrics.get('per_class', ())), default=None) # of all classes
 
 def row_result(
     name: str, # of the row
