@@ -65,7 +65,7 @@ def _shifted_photos(settings: tuple, seed: int) -> tuple[np.ndarray, np.ndarray]
     photos, keys = photo_splits(data, seed, progress=False)['valid'], [label.key for label in labels_of(data)]
     height, width, _, resize, crop_pct = input_rule(data)
     made = [[resize_image(shifted(img, name), height, width, resize, crop_pct) for name in SHIFTS]
-            for img in (shifted(p.read(), 'none') for p in tqdm(photos, 'shifts', unit=' photos', leave=False))]
+            for img in (shifted(p.read(), 'none') for p in tqdm(photos, 'shifts', unit=' photos', leave=False, disable=None))]
     return np.stack(made, 1), np.array([keys.index(p.label) for p in photos])
 
 def shifted_accuracy(
