@@ -141,12 +141,14 @@ def _folded(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     shift = (0 if conv.bias is None else conv.bias*scale) - norm.running_mean*scale
     return conv.weight*scale[:, None, None, None], shift if norm.bias is None else shift + norm.bias
 
+def _passes(norm: _BatchNorm) -> bool: return not norm.training and not torch.compiler.is_exporting() # an exported network is the plain one
+
 class _Fast:
     "A convolution that takes the fast way where there is one"
     depthwise, norm = False, None # the batch norm right behind it
     def forward(self, x):
         weight, bias = self.weight, self.bias
-        if self.norm is not None and not self.norm.training: weight, bias = _folded(self, self.norm)
+        if self.norm is not None and _passes(self.norm): weight, bias = _folded(self, self.norm)
         learns = self.training and torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
         if self.depthwise and learns and x.device.type == 'cpu': return self._depthwise(x, weight, bias)
         if not isinstance(self, Conv2dSame): return self._conv_forward(x, weight, bias)
@@ -161,7 +163,7 @@ class _Fast:
 class _Passed:
     "A batch norm that leaves its work to the convolution when it stands still"
     def forward(self, x):
-        if self.training: return super().forward(x)
+        if not _passes(self): return super().forward(x)
         return self.act(self.drop(x)) if isinstance(self, BatchNormAct2d) else x
 
 class FastConv2d(_Fast, nn.Conv2d): "An `nn.Conv2d` that trains fast on a CPU"
