@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .config import AugmentConfig
 from .core import ConfigError
+from .crops import uniform
 
 # %% ../nbs/04c_batch_augment.ipynb #cell-7
 def random_flip(
@@ -73,14 +74,13 @@ def erase_noise(
 ) -> torch.Tensor: # same shape
     "Cover a rectangle of 2 to 33 % of some images, 0.3 to 3.3 times as wide as high, with noise"
     n, _, h, w = x.shape
-    draw = lambda low, high: torch.empty(n, 1, device=generator.device).uniform_(low, high, generator=generator)
-    area, aspect = draw(.02, .33)*h*w, draw(math.log(.3), math.log(3.3)).exp()
+    area, aspect = uniform((n, 1), generator, .02, .33)*h*w, uniform((n, 1), generator, math.log(.3), math.log(3.3)).exp()
     def span(length, size):
         size = size.round().clamp(1, length)
-        start, at = (draw(0, 1)*(length - size)).round(), torch.arange(length, device=generator.device)
+        start, at = (uniform((n, 1), generator)*(length - size)).round(), torch.arange(length)
         return (at >= start) & (at < start + size)
     hole = span(h, (area/aspect).sqrt())[:, :, None] & span(w, (area*aspect).sqrt())[:, None, :]
-    hole &= (draw(0, 1) < p)[:, :, None]
+    hole &= (uniform((n, 1), generator) < p)[:, :, None]
     noise = torch.randint(0, 256, x.shape, dtype=torch.uint8, generator=generator, device=generator.device)
     return torch.where(hole[:, None].to(x.device), noise.to(x.device), x)
 
@@ -92,7 +92,7 @@ def random_turn(
 ) -> torch.Tensor: # same shape
     "Turn every image about its centre by a random angle"
     n, _, h, w = x.shape
-    angle = torch.empty(n, device=generator.device).uniform_(-1, 1, generator=generator).to(x.device)*math.radians(degrees)
+    angle = uniform(n, generator, -math.radians(degrees), math.radians(degrees)).to(x.device)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     matrices = torch.stack([cos, -sin*h/w, zero, sin*w/h, cos, zero], 1).view(n, 2, 3)
     turned = F.grid_sample(x.float(), F.affine_grid(matrices, x.shape, align_corners=False), align_corners=False)
@@ -104,7 +104,7 @@ def random_light(
     generator: torch.Generator,
 ) -> torch.Tensor: # same shape
     "Make every image brighter or darker"
-    factor = torch.empty(len(x), device=generator.device).uniform_(-strength, strength, generator=generator).exp2().to(x.device)
+    factor = uniform(len(x), generator, -strength, strength).exp2().to(x.device)
     return (x.float()*factor[:, None, None, None]).round_().clamp_(0, 255).to(torch.uint8)
 
 # %% ../nbs/04c_batch_augment.ipynb #cell-23

@@ -11,7 +11,7 @@ from .config import load_config
 from .core import ConfigError, command
 from .improvements import load_splits, make_recipe
 from .results import conditions, write_results
-from .sweep import side_by_side
+from .sweep import read_plan, side_by_side
 
 # %% ../nbs/05f_search.ipynb #cell-4
 import warnings
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from fastai.callback.core import Callback
 from filelock import FileLock, Timeout
 from optuna.study import MaxTrialsCallback
@@ -47,14 +46,7 @@ def load_search(
     path: str | Path, # a YAML file with `config`, `set`, `trials` and `space`
 ) -> Search: # every setting's values checked; raises `ConfigError`
     "Read a search, strictly"
-    path = Path(path)
-    if not path.is_file(): raise ConfigError(f'no search {path}: give a YAML file such as configs/search_fashion_mnist.yaml')
-    try: values = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as e: raise ConfigError(f'{path.name}: not valid YAML ({str(e).splitlines()[0]})') from None
-    keys = ('config', 'set', 'trials', 'space')
-    if not isinstance(values, dict) or {*values} != {*keys}: raise ConfigError(f'{path.name} must hold {", ".join(keys)}, no more and no less')
-    config, common, trials, space = (values[key] for key in keys)
-    if not isinstance(common, list): raise ConfigError(f'{path.name}: set is {common!r}, but must be a list of settings')
+    path, (config, common, trials, space) = Path(path), read_plan(path, 'config', 'set', 'trials', 'space')
     if type(trials) is not int or trials < 1: raise ConfigError(f'{path.name}: trials is {trials!r}, but must be a whole number from 1')
     if not isinstance(space, dict) or not space: raise ConfigError(f'{path.name}: space is {space!r}, but must map settings to their values')
     for key, tried in space.items():
@@ -156,8 +148,10 @@ def fashion_search(
     with lock, side_by_side(workers) as start:
         _again(study := _study(folder))
         tracker = MLflowTracker(load_config(plan.config, plan.set), folder/name, TrainingLog(folder/'search.log', verbose=False))
+        tracker.run_id = study.user_attrs.get('mlflow_run') # that of the search so far, if it was begun before
         tracker.start()
         tracker.end('FINISHED')
+        study.set_user_attr('mlflow_run', tracker.run_id)
         for finished in [start(run_trials, plan, runs, folder, tracker.run_id) for _ in range(workers)]: finished()
     rows = [trial_row(t) for t in study.get_trials(states=_DONE)]
     complete = study.get_trials(states=[TrialState.COMPLETE])

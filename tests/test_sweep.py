@@ -37,7 +37,7 @@ def test_a_killed_sweep_leaves_nobody_behind_and_goes_on(folder):
     (folder/'demo.yaml').write_text(EXPERIMENT.replace('epochs: 2', 'epochs: 300'))
     command = [BIN/'fashion_sweep', '--sweep', 'sweep.yaml', '--out', 'out.csv', '--workers', '2']
     with subprocess.Popen(command, cwd=folder, env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        while 'epoch 3/300' not in process.stdout.readline(): pass
+        assert any('epoch 3/300' in line for line in process.stdout), 'it ended too soon'
         workers = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=30)[1]
