@@ -173,6 +173,7 @@ class PassedNormAct(_Passed, BatchNormAct2d): "The same with timm's activation b
 
 # %% ../nbs/03b_transfer.ipynb #cell-27
 _FAST = {nn.Conv2d: FastConv2d, Conv2dSame: FastConv2dSame, nn.BatchNorm2d: PassedNorm, BatchNormAct2d: PassedNormAct}
+_PLAIN = {fast: plain for plain, fast in _FAST.items()}
 
 def _is_depthwise(m: nn.Module) -> bool:
     "Whether `DepthwiseConv2d` can stand for a layer"
@@ -190,8 +191,9 @@ def _watch(model: nn.Module, x: Tensor) -> tuple[list[tuple[nn.Module, nn.Module
         for arg in args: fed.setdefault(id(arg), []).append(layer)
         if isinstance(layer, nn.Conv2d): made[id(out)] = layer
     hooks = [m.register_forward_hook(note) for m in model.modules() if type(m) in _FAST or not [*m.children()]]
-    out = model(x)
-    for hook in hooks: hook.remove()
+    try: out = model(x)
+    finally:
+        for hook in hooks: hook.remove()
     return [(conv, fed[i][0]) for i, conv in made.items() if [type(m) in _FAST and isinstance(m, _BatchNorm) for m in fed.get(i, ())] == [True]], out
 
 @torch.no_grad()
@@ -206,7 +208,7 @@ def fast_convs(
         if isinstance(m, nn.Conv2d): m.depthwise, m.__class__ = _is_depthwise(m), _FAST.get(type(m), type(m))
     for conv, norm in pairs: vars(conv)['norm'], norm.__class__ = norm, _FAST[type(norm)] # not a layer of its own
     if not torch.allclose(model(x), before, 1e-3, 1e-3): # a layer used twice, say
-        for conv, norm in pairs: vars(conv)['norm'], norm.__class__ = None, type(norm).__mro__[2]
+        for conv, norm in pairs: vars(conv)['norm'], norm.__class__ = None, _PLAIN[type(norm)]
     for m, training in modes: m.training = training
     return model
 
