@@ -35,10 +35,19 @@ from .shifts import SHIFTS, shifted
 @dataclass(frozen=True)
 class Sweep:
     "What a sweep tries"
-    config: str # the experiment that the rows change
     set: tuple[str, ...] # settings of all rows, such as 'train.epochs=1'
     seeds: tuple[int, ...] # each row is trained with each
-    rows: dict[str, tuple[str, ...]] # name -> settings of its own, which win
+    rows: dict[str, tuple[str, tuple[str, ...]]] # name -> its experiment's file and settings of its own, which win
+
+    def run(self,
+        name: str, # of the row
+        seed: int,
+        runs: str | Path = 'runs', # folder of all runs
+    ) -> tuple[Path, str, tuple[str, ...]]: # the run's folder, the experiment's file and all settings that win over it
+        "Where a row is trained with a seed, and how"
+        config, changes = self.rows[name]
+        changes = (*self.set, *changes, f'seed={seed}')
+        return Path(runs)/load_config(config, changes).name/'-'.join([*re.findall(r'\w+', name.lower()), str(seed)]), config, changes
 
 def read_plan(
     path: str | Path, # a YAML file
@@ -59,11 +68,13 @@ def load_sweep(
     "Read a sweep, strictly"
     path, (config, common, seeds, rows) = Path(path), read_plan(path, 'config', 'set', 'seeds', 'rows')
     if not (isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)): raise ConfigError(f'{path.name}: seeds is {seeds!r}, but must be a list of whole numbers')
-    if not (isinstance(rows, dict) and rows and all(isinstance(r, list) for r in rows.values())): raise ConfigError(f'{path.name}: rows is {rows!r}, but must map each name to a list of settings')
-    for changes in rows.values(): load_config(config, common + changes)
-    return Sweep(config, tuple(common), tuple(seeds), {str(name): tuple(changes) for name, changes in rows.items()})
+    if not (isinstance(rows, dict) and rows and all(isinstance(r, list | str) for r in rows.values())):
+        raise ConfigError(f'{path.name}: rows is {rows!r}, but must map each name to a list of settings or to an experiment of its own')
+    rows = {str(name): (row, ()) if isinstance(row, str) else (config, tuple(row)) for name, row in rows.items()}
+    for own, changes in rows.values(): load_config(own, (*common, *changes))
+    return Sweep(tuple(common), tuple(seeds), rows)
 
-# %% ../nbs/05c_sweep.ipynb #cell-11
+# %% ../nbs/05c_sweep.ipynb #cell-13
 @lru_cache(maxsize=2)
 def _shifted_photos(settings: tuple, seed: int) -> tuple[np.ndarray, np.ndarray]:
     "Validation photographs under every shift, uint8 [shifts, n, height, width, channels], and labels int64 [n]"
@@ -83,7 +94,7 @@ def shifted_accuracy(
     found = probabilities(folder, images.reshape(-1, *images.shape[2:])).argmax(1)
     return float((found == np.tile(labels, len(images))).mean())
 
-# %% ../nbs/05c_sweep.ipynb #cell-13
+# %% ../nbs/05c_sweep.ipynb #cell-15
 def run_row(
     sweep: Sweep,
     name: str, # of the row
@@ -91,18 +102,17 @@ def run_row(
     runs: str | Path = 'runs', # folder of all runs
 ) -> dict: # what the run's metrics.json holds
     "Train one row with one seed, unless that was done before"
-    changes = (*sweep.set, *sweep.rows[name], f'seed={seed}')
-    run, cfg = '-'.join([*re.findall(r'\w+', name.lower()), str(seed)]), load_config(sweep.config, changes)
-    folder = Path(runs)/cfg.name/run
+    folder, config, changes = sweep.run(name, seed, runs)
+    cfg = load_config(config, changes)
     if not (folder/'metrics.json').is_file():
-        fashion_train(sweep.config, run, resume=(folder/'checkpoint'/'last.pt').is_file(), verbose=True, set=changes, runs=str(runs))
+        fashion_train(config, folder.name, resume=(folder/'checkpoint'/'last.pt').is_file(), verbose=True, set=changes, runs=str(runs))
     elif load_config(folder/'config.yaml') != cfg: raise ConfigError(f'{folder} was trained with other settings: remove it or name the row differently')
     metrics, shifts = read_results(folder/'metrics.json')[0], folder/'shifts.json'
     if not DATASETS[cfg.data.dataset].photos: return metrics
     if not shifts.is_file(): write_results(shifts, dict(shifted_accuracy=shifted_accuracy(cfg, folder/'final_model')), **conditions(f'run_row {name}'))
     return metrics | read_results(shifts)[0]
 
-# %% ../nbs/05c_sweep.ipynb #cell-14
+# %% ../nbs/05c_sweep.ipynb #cell-16
 _MEASURES = dict( # of a run's metrics; None where it was not measured
     valid_accuracy=lambda m: m['final_valid_accuracy'], shifted_accuracy=lambda m: m.get('shifted_accuracy'),
     valid_loss=lambda m: m['history'][-1]['valid_loss'], least_precision=lambda m: _least(m, 'precision'), least_recall=lambda m: _least(m, 'recall'),
@@ -112,12 +122,13 @@ def _least(metrics: dict, score: str) -> float | None: return min((c[score] for 
 
 def row_result(
     name: str, # of the row
-    changes: tuple[str, ...], # its settings
+    config: str, # its experiment's file
+    changes: tuple[str, ...], # its own settings
     metrics: list[dict], # of its runs, one a seed
     first: list[dict], # of the first row's, same seeds
 ) -> dict: # of each measure at the last epoch: mean and, where there are several seeds, standard deviation; the same of the gain over the first row
     "A row of the table"
-    row = dict(row=name, settings=list(changes), seeds=len(metrics))
+    row = dict(row=name, config=config, settings=list(changes), seeds=len(metrics))
     for measure, of in _MEASURES.items():
         values, base = (np.array([of(m) for m in runs], float) for runs in (metrics, first))
         if np.isnan(values - base).any(): continue # not measured in all of them
@@ -125,7 +136,7 @@ def row_result(
             row |= {key: float(v.mean()), f'{key}_sd': float(v.std(ddof=1)) if len(v) > 1 else None}
     return row
 
-# %% ../nbs/05c_sweep.ipynb #cell-18
+# %% ../nbs/05c_sweep.ipynb #cell-20
 def _begin_worker(threads: int):
     "Keep to a share of the cores, and end when the process ends that started this one, however it does"
     torch.set_num_threads(threads)
@@ -154,14 +165,14 @@ def fashion_sweep(
     plan, rows, first = load_sweep(sweep), [], None
     with side_by_side(workers) as start:
         todo = {name: [start(run_row, plan, name, seed, runs) for seed in plan.seeds] for name in plan.rows}
-        for name, changes in plan.rows.items():
+        for name, row in plan.rows.items():
             metrics = [finished() for finished in todo[name]]
-            rows.append(row_result(name, changes, metrics, first := first or metrics))
+            rows.append(row_result(name, *row, metrics, first := first or metrics))
             write_results(out or f'results/{Path(sweep).stem}.csv', rows, **conditions(f'fashion_sweep --sweep {sweep} --workers {workers}', n_runs=len(plan.seeds)))
             print('{row}: validation accuracy {valid_accuracy:.2%} ({valid_accuracy_gain:+.2%}), loss {valid_loss:.3f}'.format(**rows[-1]), flush=True)
     return rows
 
-# %% ../nbs/05c_sweep.ipynb #cell-27
+# %% ../nbs/05c_sweep.ipynb #cell-29
 def plot_sweep(
     rows: list[dict], # of a sweep's results file; the first is what the others are compared with
 ) -> Any: # a matplotlib Figure
