@@ -100,17 +100,18 @@ def fashion_compare(
 def plot_compare(
     rows: list[dict], # of a comparison's results file
 ) -> Any: # a matplotlib Figure
-    "Test accuracy against the size of the network, the time of an answer and the time of training"
+    "Test accuracy, with its standard deviation over seeds, against the size of the network, the time of an answer and that of training"
     from matplotlib import pyplot as plt # here, so that commands start without it
     axes_of = dict(parameters='weights', ms='milliseconds for one image, INT8', minutes='minutes of training')
-    fig, axes = plt.subplots(1, 3, sharey=True, figsize=(12, .25*len(rows) + 2.5), dpi=60)
+    fig, axes = plt.subplots(1, 3, sharey=True, figsize=(12, max(3.2, .25*len(rows))), dpi=60)
     for ax, (key, label) in zip(axes, axes_of.items()):
         for i, r in enumerate(rows):
             ax.errorbar(float(r[key]), 100*float(r['test_accuracy']), yerr=100*float(r['test_accuracy_sd'] or 0), fmt='o', ms=5, capsize=3, color=f'C{i % 10}', mfc=f'C{i % 10}' if i < 10 else 'white', label=r['recipe'])
         ax.set(xscale='log', xlabel=label)
+        ax.xaxis.set_minor_formatter('')
         ax.grid(alpha=.25)
         ax.spines[['top', 'right']].set_visible(False)
-    axes[0].set_ylabel('test accuracy, % (standard deviation over seeds)')
+    axes[0].set_ylabel('test accuracy, %')
     axes[-1].legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, .5))
     fig.tight_layout()
     plt.close(fig)
