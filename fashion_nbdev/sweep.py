@@ -179,7 +179,7 @@ def plot_sweep(
     "What each row gains over the first, with the standard deviation over its seeds"
     from matplotlib import pyplot as plt # here, so that commands start without it
     measures = [m for m in ('valid_accuracy', 'shifted_accuracy') if m in rows[0]]
-    fig, axes = plt.subplots(1, len(measures), sharey=True, squeeze=False, figsize=(4.5 + 2.5*len(measures), .3*len(rows) + .9), dpi=60)
+    fig, axes = plt.subplots(1, len(measures), sharey=True, squeeze=False, figsize=(4.5 + 2.5*len(measures), .3*len(rows) + .9), dpi=48)
     for ax, measure in zip(axes[0], measures):
         gain, sd = ([100*float(r[f'{measure}_gain{end}'] or 0) for r in rows[1:]] for end in ('', '_sd'))
         ax.errorbar(gain, range(len(gain)), xerr=sd, fmt='o', color='#4878a8', capsize=3)
