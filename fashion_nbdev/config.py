@@ -70,6 +70,7 @@ class TrainConfig:
     label_smoothing: float = option(0.0, 0.0, 0.9)
     ema_decay: float = option(0.0, 0.0, 0.99999) # exponential moving average of the weights; 0 is off
     sam: float = option(0.0, 0.0, 10.0) # sharpness-aware minimisation's radius; 0 is off, 0.05 usual
+    prune: float = option(0.0, 0.0, 0.9) # share of the images found easy that an epoch leaves out (InfoBatch); 0 is off
     compile: bool = option(False) # train with code that torch compiles for the network: quicker for narrow ones, after a minute
     freeze: int = option(0, 0, 100) # early stages that stay as pretrained
     freeze_norms: bool = option(False) # whether batch norms keep the statistics they came with

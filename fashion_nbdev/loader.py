@@ -51,6 +51,8 @@ class TensorLoader:
         self.images, self.labels, self.batch_size, self.shuffle, self.drop_last = images, labels, batch_size, shuffle, drop_last
         self.seed, self.augment, self.mean, self.std, self.vocab = seed, augment, mean, std, tuple(vocab)
         self.epoch = 0 # the epoch that comes next
+        self.kept = None # int64, the images of an epoch where they are not all
+        self.indices = slice(0) # those of the current batch
         self._shift, self._scale = (torch.tensor(v, device=images.device).view(1, -1, 1, 1)*255 for v in (mean, std))
 
     @property
@@ -61,7 +63,7 @@ class TensorLoader:
     def dataset(self) -> torch.utils.data.TensorDataset: return torch.utils.data.TensorDataset(self.images, self.labels)
 
     def __len__(self) -> int:
-        n, bs = len(self.labels), self.batch_size
+        n, bs = len(self.labels if self.kept is None else self.kept), self.batch_size
         return n//bs if self.drop_last else -(-n//bs)
 
 # %% ../nbs/02b_loader.ipynb #cell-16
@@ -78,10 +80,12 @@ def batches(
     epoch: int, # any whole number from 0
 ) -> Iterator[tuple[Tensor, Tensor]]: # x and y of each batch
     "The batches of one epoch, always the same ones"
-    n, bs, rng = len(self.labels), self.batch_size, _generator(self.seed, epoch, torch.device('cpu'))
-    order = torch.randperm(n, generator=rng).to(self.device) if self.shuffle else None
+    kept, bs, rng = torch.arange(len(self.labels)) if self.kept is None else self.kept, self.batch_size, _generator(self.seed, epoch, torch.device('cpu'))
+    order = kept[torch.randperm(len(kept), generator=rng)].to(self.device) if self.shuffle else None
     if self.device.type != 'cpu': rng = _generator(self.seed, epoch, self.device) # the order is the same everywhere; augmentation draws on the device
-    for i in range(0, len(self)*bs, bs): yield self._batch(slice(i, i + bs) if order is None else order[i:i+bs], rng)
+    for i in range(0, len(self)*bs, bs):
+        self.indices = slice(i, i + bs) if order is None else order[i:i+bs]
+        yield self._batch(self.indices, rng)
 
 @patch
 def __iter__(self: TensorLoader) -> Iterator[tuple[Tensor, Tensor]]:
