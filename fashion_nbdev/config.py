@@ -102,6 +102,7 @@ class AugmentConfig:
 class ExportConfig:
     "How it becomes a file"
     calibration_images: int = option(512, 16, 60_000) # training images that set the INT8 ranges
+    mirror: bool = option(False) # the file answers with the mean of a picture and its mirror image, in twice the time
     max_loss: float = option(0.002, 0.0, 1.0) # INT8 is kept if validation accuracy falls by no more
 
 @dataclass

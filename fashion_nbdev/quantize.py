@@ -9,7 +9,7 @@ __all__ = ['OPSET', 'ACTIVATIONS', 'RANGES', 'LATENCY_RUNS', 'ServedModel', 'exp
 
 # %% ../nbs/06a_quantize.ipynb #cell-5
 import logging, tempfile, time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,13 +216,14 @@ def make_variants(
     info: ModelInfo, # its description
     valid: Split, # the validation split
     images: np.ndarray, # uint8 [n, h, w, c], to calibrate with
+    finish: Callable[[bytes], bytes] = bytes, # what is done to each graph before it is measured
 ) -> list[Variant]: # FP32, FP16, then INT8 in every way
     "The network in FP32, FP16 and INT8, measured"
-    found = [measure_variant('fp32', fp32, info, valid)]
-    found.append(measure_variant('fp16', half_onnx(fp32), info, valid, found[0].logits))
+    found = [measure_variant('fp32', finish(fp32), info, valid)]
+    found.append(measure_variant('fp16', finish(half_onnx(fp32)), info, valid, found[0].logits))
     for types in ACTIVATIONS:
         for ranges in RANGES:
-            found.append(measure_variant(f'{types} {ranges}', quantize_onnx(fp32, images, types, ranges), info, valid, found[0].logits))
+            found.append(measure_variant(f'{types} {ranges}', finish(quantize_onnx(fp32, images, types, ranges)), info, valid, found[0].logits))
     return found
 
 # %% ../nbs/06a_quantize.ipynb #cell-41
