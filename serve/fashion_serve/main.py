@@ -15,6 +15,7 @@ from fashion_serve.engine import Engine
 from fashion_serve.errors import add_error_handlers
 from fashion_serve.middleware import Edge
 from fashion_serve.openapi import add_openapi
+from fashion_serve.protocol import BoundedProtocol
 from fashion_serve.routes import PAGE, rest, v1
 from fashion_serve.settings import Settings, load_settings
 
@@ -42,6 +43,14 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount('/page', StaticFiles(directory=PAGE))
     add_openapi(app)
     return app
+
+
+class ServeConfig(uvicorn.Config):
+    "uvicorn's configuration, with the service's own settings for the protocol"
+    def __init__(self, app: FastAPI, settings: Settings):
+        super().__init__(app, http=BoundedProtocol, lifespan='on', ws='none', log_level='warning', access_log=False, server_header=False,
+                         timeout_keep_alive=15, timeout_graceful_shutdown=20)
+        self.settings = settings
 
 
 class Server(uvicorn.Server):
@@ -88,9 +97,7 @@ def fashion_serve(
     "Serve the models and the page over HTTP; FASHION_HOST, FASHION_PORT, ... set the same"
     settings = load_settings(host=host, port=port, models_dir=models_dir, default_model=default_model, threads=threads)
     app, sock = create_app(settings), bind(settings.host, settings.port)
-    server = Server(uvicorn.Config(
-        app, lifespan='on', ws='none', log_level='warning', access_log=False, server_header=False,
-        timeout_keep_alive=15, timeout_graceful_shutdown=20))
+    server = Server(ServeConfig(app, settings))
     signal.signal(signal.SIGTERM, lambda *_: None) # uvicorn raises it again after a clean stop: that is exit code 0
     server.run(sockets=[sock])
     if app.state.engine.error: raise app.state.engine.error

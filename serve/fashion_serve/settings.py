@@ -20,7 +20,7 @@ class Settings(BaseSettings):
     max_bytes: int = Field(10_000_000, ge=1, description='largest picture file, in bytes')
     max_pixels: int = Field(25_000_000, ge=1, description='largest picture, width x height')
     max_side: int = Field(12_000, ge=1, description='longest side of a picture, in pixels')
-    read_timeout: float = Field(30, gt=0, le=3600, description='seconds that the body of a request may take to come')
+    read_timeout: float = Field(10, gt=0, le=3600, description='seconds that the headers of a request may take to come, and its body likewise')
 
     @property
     def limits(self) -> ImageLimits:

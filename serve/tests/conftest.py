@@ -1,6 +1,7 @@
 "What the tests share: a small real model, the app made with it, a real process, a browser"
 import gzip
 import io
+import os
 import shutil
 import signal
 import subprocess
@@ -162,6 +163,21 @@ def serve():
         return running[-1]
     yield start
     for service in running: service.stop(signal.SIGKILL)
+
+
+@contextmanager
+def _started(*args: str, **env: str):
+    service = Service(*args, env={k: v for k, v in os.environ.items() if not k.startswith('FASHION_')} | env)
+    try:
+        service.wait()
+        yield service
+    finally: assert service.stop()[0] == 0
+
+
+@pytest.fixture(scope='session')
+def started():
+    "`with started(*arguments, FASHION_...=...) as service`: a process with these settings, ready"
+    return _started
 
 
 @pytest.fixture(scope='session')

@@ -1,0 +1,113 @@
+"HTTP connections that nobody holds for nothing: headers are bounded, everything has a time limit, refusals are problems"
+import asyncio
+import json
+from http import HTTPStatus
+from uuid import uuid4
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from fashion_serve.errors import MEDIA_TYPE, problem_body
+
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 32 * 1024 # of the address and all headers
+GRACE = 1.0 # seconds after which a body that the app has given up on costs its connection
+
+
+class Refused(Exception):
+    "Ends parsing; the connection gets the problem `code` and is closed"
+    def __init__(self, code: str, detail: str):
+        super().__init__(detail)
+        self.code, self.detail = code, detail
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    "uvicorn's HTTP/1.1 with the limits that it leaves to a proxy; its `config` carries the settings of the service"
+    def __init__(self, config, server_state, app_state, _loop=None):
+        super().__init__(config, server_state, app_state, _loop)
+        self.timeout = config.settings.read_timeout
+        self.timers: dict[str, asyncio.TimerHandle] = {}
+        self.refusal: Refused | None = None
+        self.n_headers = self.header_bytes = 0
+        self.in_body = False
+
+    def _start(self, timer: str, seconds: float, call):
+        self._stop(timer)
+        self.timers[timer] = self.loop.call_later(seconds, call)
+
+    def _stop(self, timer: str):
+        if handle := self.timers.pop(timer, None): handle.cancel()
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self._start('headers', self.timeout, self._slow_headers)
+
+    def connection_lost(self, exc):
+        for timer in list(self.timers): self._stop(timer)
+        super().connection_lost(exc)
+
+    def on_message_begin(self):
+        super().on_message_begin()
+        self.n_headers = self.header_bytes = 0
+        self.in_body = False
+        self._start('headers', self.timeout, self._slow_headers)
+
+    def on_url(self, url: bytes):
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes):
+        self.n_headers += 1
+        self._count(len(name) + len(value) + 4) # with ': ' and the end of the line
+        if not self.in_body: super().on_header(name, value) # what follows a chunked body is no header of the request
+
+    def _count(self, size: int):
+        self.header_bytes += size
+        if self.n_headers <= MAX_HEADERS and self.header_bytes <= MAX_HEADER_BYTES: return
+        self.refusal = Refused('headers_too_large', f'at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES:,} bytes with the address are taken')
+        raise self.refusal
+
+    def on_headers_complete(self):
+        self.in_body = True
+        self._stop('headers')
+        self._start('body', self.timeout + GRACE, self._slow_body)
+        super().on_headers_complete()
+
+    def on_message_complete(self):
+        self._stop('body')
+        super().on_message_complete()
+
+    def pause_writing(self):
+        super().pause_writing()
+        self._start('answer', self.timeout, self.transport.abort) # nobody reads what was asked for
+
+    def resume_writing(self):
+        self._stop('answer')
+        super().resume_writing()
+
+    def _slow_headers(self):
+        if self.header_bytes: self._refuse(Refused('slow_request', f'the headers had not all come after {self.timeout:g} seconds'))
+        else: self.transport.close()
+
+    def _slow_body(self):
+        self.transport.close() if self.cycle.response_complete else self.transport.abort()
+
+    def send_400_response(self, msg: str):
+        self._refuse(self.refusal or Refused('bad_request', 'this is not a valid HTTP/1.1 request'))
+
+    def _refuse(self, why: Refused):
+        "Answer and close; just close where the answer to an earlier request of the connection is still to come"
+        waiting = self.cycle is not None and not self.cycle.response_complete
+        if waiting and self.in_body and not self.cycle.response_started and not self.pipeline: # the app reads no further
+            waiting, self.cycle.disconnected = False, True
+            self.cycle.message_event.set()
+        if not waiting: self.transport.write(_answer(why))
+        self.transport.close()
+
+
+def _answer(why: Refused) -> bytes:
+    "A whole HTTP answer that carries a problem"
+    problem = problem_body(why.code, why.detail, request_id := uuid4().hex)
+    status, body = HTTPStatus(problem['status']), json.dumps(problem).encode()
+    head = {'content-type': MEDIA_TYPE, 'content-length': len(body), 'x-request-id': request_id, 'x-content-type-options': 'nosniff', 'connection': 'close'}
+    lines = [f'HTTP/1.1 {status.value} {status.phrase}', *(f'{k}: {v}' for k, v in head.items()), '', '']
+    return '\r\n'.join(lines).encode() + body

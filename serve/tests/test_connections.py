@@ -1,0 +1,125 @@
+"What a connection may do: raw sockets against a real process, which waits one second and no longer"
+import json
+import socket
+import threading
+import time
+from urllib.parse import urlsplit
+
+import pytest
+
+HEAD = b'POST /v1/predict HTTP/1.1\r\nHost: shop\r\n'
+
+
+@pytest.fixture(scope='module')
+def address(started, models_dir):
+    "Where a service with short patience listens"
+    with started('--port', '0', '--models_dir', str(models_dir), FASHION_READ_TIMEOUT='1') as service:
+        url = urlsplit(service.url)
+        yield url.hostname, url.port
+
+
+class Talk:
+    "One connection: what is sent, and everything that comes back until it is closed"
+    def __init__(self, address, *parts: bytes, pause: float = 0.0):
+        self.begun = time.perf_counter()
+        self.socket = socket.create_connection(address, timeout=20)
+        try:
+            for part in parts:
+                self.socket.sendall(part)
+                time.sleep(pause)
+        except OSError: pass # closed on the other side
+
+    def answer(self) -> tuple[int, dict, float]:
+        "Status, body, and the seconds until the connection was closed; 0 and {} if nothing was answered"
+        data = b''
+        try:
+            while chunk := self.socket.recv(65536): data += chunk
+        except ConnectionResetError: pass
+        seconds = time.perf_counter() - self.begun
+        self.socket.close()
+        if not data: return 0, {}, seconds
+        head, _, body = data.partition(b'\r\n\r\n')
+        assert b'application/problem+json' in head and b'connection: close' in head.lower(), head
+        return int(head.split()[1]), json.loads(body), seconds
+
+
+def test_ten_thousand_headers(address):
+    status, problem, seconds = Talk(address, HEAD, *(b'X-%d: 1\r\n' % i for i in range(10_000)), b'\r\n').answer()
+    assert (status, problem['code']) == (431, 'headers_too_large') and seconds < 2
+
+
+@pytest.mark.parametrize('head', [HEAD + b'X: ' + b'a' * 40_000 + b'\r\n\r\n', b'GET /' + b'a' * 40_000 + b' HTTP/1.1\r\nHost: shop\r\n\r\n'], ids=['header', 'address'])
+def test_long_ones(address, head):
+    status, problem, _ = Talk(address, head).answer()
+    assert (status, problem['code'], problem['status']) == (431, 'headers_too_large', 431)
+
+
+@pytest.mark.parametrize('text', [b'\x16\x03\x01\x02\x00\x01\x00', b'HELLO\r\n\r\n', b'GET / HTTP/9.9\r\n\r\n', HEAD + b'Content-Length: 3\r\nContent-Length: 4\r\n\r\n',
+                                  HEAD + b'Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n', HEAD + b'Transfer-Encoding: chunked\r\n\r\nzz\r\n', HEAD + b'no colon\r\n\r\n'])
+def test_what_is_not_http(address, text):
+    status, problem, seconds = Talk(address, text).answer()
+    assert status == 400 and problem['code'] in ('bad_request', 'incomplete_body') and problem['request_id'] and seconds < 2
+
+
+def test_nothing_said(address):
+    status, _, seconds = Talk(address).answer()
+    assert status == 0 and .8 < seconds < 3
+
+
+def test_slow_headers(address):
+    status, problem, seconds = Talk(address, *(HEAD[i:i + 1] for i in range(len(HEAD))), pause=.1).answer()
+    assert (status, problem['code']) == (408, 'slow_request') and seconds < 6
+
+
+@pytest.mark.parametrize('length', [b'Content-Length: 100\r\n', b'Transfer-Encoding: chunked\r\n'])
+def test_slow_body(address, length):
+    part = b'a' if length.startswith(b'C') else b'1\r\na\r\n'
+    status, problem, seconds = Talk(address, HEAD + length + b'\r\n', *[part] * 30, pause=.1).answer()
+    assert (status, problem['code']) == (400, 'incomplete_body') and seconds < 6
+
+
+def test_a_body_that_nobody_asked_for(address):
+    "Answered at once, but still dripping: the connection does not stay"
+    talk = Talk(address, b'GET /livez HTTP/1.1\r\nHost: shop\r\nContent-Length: 1000\r\n\r\n')
+    def drip():
+        try:
+            for _ in range(100):
+                talk.socket.sendall(b'a')
+                time.sleep(.1)
+        except OSError: pass
+    thread = threading.Thread(target=drip, daemon=True)
+    thread.start()
+    thread.join(8)
+    assert not thread.is_alive(), 'the connection was still open after eight seconds'
+
+
+def test_the_second_request_of_a_connection_has_the_same_limits(address):
+    first = b'GET /livez HTTP/1.1\r\nHost: shop\r\n\r\n'
+    talk = Talk(address, first)
+    assert b'200' in talk.socket.recv(65536)
+    talk.socket.sendall(b'GET /livez HTTP/1.1\r\nHo')
+    talk.begun = time.perf_counter()
+    status, problem, seconds = talk.answer()
+    assert (status, problem['code']) == (408, 'slow_request') and .8 < seconds < 3
+
+
+def test_trailers_are_no_headers(address, samples):
+    "What follows a chunked body cannot change what the request was"
+    picture = samples['bag']
+    body = b'%x\r\n' % len(picture) + picture + b'\r\n0\r\nContent-Type: multipart/form-data; boundary=cut\r\nX-Request-Id: forged\r\n\r\n'
+    talk = Talk(address, b'POST /v1/predict?model=fashion_mnist HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n' + body)
+    head, _, answer = b''.join(iter(lambda: talk.socket.recv(65536), b'')).partition(b'\r\n\r\n')
+    assert head.startswith(b'HTTP/1.1 200') and b'forged' not in head and json.loads(answer)['predictions']
+
+
+def test_slow_ones_do_not_disturb_others(address):
+    slow = [Talk(address, HEAD) for _ in range(200)]
+    times = []
+    for _ in range(50):
+        begun = time.perf_counter()
+        with socket.create_connection(address, timeout=5) as one:
+            one.sendall(b'GET /livez HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n')
+            assert one.recv(65536).startswith(b'HTTP/1.1 200')
+        times.append(time.perf_counter() - begun)
+    assert sorted(times)[-2] < 1
+    assert {talk.answer()[0] for talk in slow} == {408}
