@@ -210,7 +210,7 @@ class Predictor:
         one = not isinstance(x, (list, tuple)) and np.ndim(x if isinstance(x, np.ndarray) else 0) != 4
         results = []
         for chunk in _chunks([x] if one else x, batch_size):
-            for r in self._answers(chunk, top_k, lang, ImageError):
+            for r in self.classify(chunk, top_k, lang, ImageError):
                 if isinstance(r, Failure): raise ImageError(r.code, r.message if one else f'image {len(results)}: {r.message}')
                 results.append(r)
         return results[0] if one else results
@@ -229,7 +229,7 @@ class Predictor:
             try:
                 for chunk in _chunks(items, batch_size):
                     if len(pending) > workers: yield from pending.popleft().result()
-                    pending.append(pool.submit(self._answers, chunk, top_k, lang, Exception)) # one odd file must not cost the rest
+                    pending.append(pool.submit(self.classify, chunk, top_k, lang)) # one odd file must not cost the rest
                 while pending: yield from pending.popleft().result()
             finally: pool.shutdown(cancel_futures=True)
 
@@ -239,8 +239,13 @@ class Predictor:
         except catch as e: return e, 0.0
         return img, 1000 * (time.perf_counter() - start)
 
-    def _answers(self, items: list, top_k: int, lang: str, catch: type) -> list[Prediction | Failure]:
-        "Decode and classify one batch"
+    def classify(self,
+        items: list, # of what `prepare` takes, as many as may go through the network together
+        top_k: int = 3, # classes given, at most all
+        lang: str = 'en', # of the names: 'en' or 'ru'
+        catch: type = Exception, # errors of one image that become its `Failure`
+    ) -> list[Prediction | Failure]: # in the order of `items`
+        "Classify one batch in this thread; a bad image becomes a `Failure` in its place"
         prepared = [self._try_prepare(catch, x) for x in items]
         good = [img for img, _ in prepared if isinstance(img, np.ndarray)]
         start = time.perf_counter()

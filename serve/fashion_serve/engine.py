@@ -1,74 +1,69 @@
-"The models in memory and the threads that work on pictures, both off the event loop"
+"The threads that work on pictures, off the event loop: what waits is bounded, what nobody waits for is not done"
 import asyncio
-import io
+import math
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
+from threading import Thread
 
-from PIL import Image
-
-from fashion_nbdev.core import ConfigError, FashionError, models_dirs
-from fashion_nbdev.predict import Prediction, Predictor
-from fashion_serve.errors import Problem, log
+from fashion_nbdev.core import FashionError
+from fashion_nbdev.image import ImageError, image_header
+from fashion_nbdev.predict import Failure, Prediction
+from fashion_serve.admission import Job, Lane, WorkQueue
+from fashion_serve.errors import PROBLEMS, Problem, log
+from fashion_serve.models import Model, find_models, open_model, pick_default
 from fashion_serve.settings import Settings
 
 
 def usable_cores() -> int:
-    "Cores that this process may use"
-    try: return len(os.sched_getaffinity(0))
-    except AttributeError: return os.cpu_count() or 1 # not Linux
+    "Cores that this process may use: its affinity, and the quota of its control group"
+    try: cores = len(os.sched_getaffinity(0))
+    except AttributeError: cores = os.cpu_count() or 1 # not Linux
+    try: quota, period = open('/sys/fs/cgroup/cpu.max', encoding='ascii').read().split()
+    except (OSError, ValueError): return cores
+    return cores if quota == 'max' else max(1, min(cores, math.ceil(int(quota) / int(period))))
 
 
-def find_models(folder: Path | None) -> dict[str, Path]:
-    "Name -> file: the .onnx files of `folder`, or of the places where shipped models are; raises `ConfigError`"
-    if folder and not folder.is_dir(): raise ConfigError(f'models_dir {folder} is not a folder: give one that holds .onnx files')
-    folders = [folder] if folder else models_dirs()
-    found = {p.stem: p for d in reversed(folders) for p in sorted(d.glob('*.onnx')) if not p.name.startswith('.')}
-    if found: return dict(sorted(found.items()))
-    raise ConfigError(f'no .onnx file in {", ".join(map(str, folders)) or "any models folder"}: fashion_export makes one')
-
-
-def pick_default(names: list[str], wanted: str | None) -> str:
-    "The model that answers when none is named: the one wanted, else clothing, else the first"
-    if wanted and wanted not in names: raise ConfigError(f'default_model is {wanted!r}: choose one of {", ".join(names)}')
-    return wanted or ('clothing' if 'clothing' in names else names[0])
+@dataclass(frozen=True, slots=True)
+class Answer:
+    "A prediction, and how long it waited for a thread"
+    prediction: Prediction
+    waited: float # milliseconds
 
 
 class Engine:
-    "Loads the models, says when they are ready, and runs pictures through them in a bounded pool of threads"
+    "Loads the models, says when they are ready, and runs pictures through them in a bounded number of threads"
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.models: dict[str, Predictor] = {}
+        self.models: dict[str, Model] = {}
         self.default = ''
         self.ready = False
         self.error: FashionError | None = None # why the models could not be loaded
         self.settled = asyncio.Event() # loading has ended, well or badly
-        self.pool = ThreadPoolExecutor(settings.threads or usable_cores(), thread_name_prefix='picture')
+        self.queue = WorkQueue(settings.threads or usable_cores())
+        self.threads = [Thread(target=self._work, name=f'picture-{i}', daemon=True) for i in range(self.queue.threads)]
 
     async def start(self):
         "Load and warm up every model; a bad file leaves the service not ready and `error` names it"
-        run = asyncio.get_running_loop().run_in_executor
-        try: self.models, self.default = await run(self.pool, self._load)
+        try: self.models, self.default = await asyncio.to_thread(self._load)
         except FashionError as e: self.error = e
         except Exception as e: # nobody foresaw it, but the one who starts the service should read it
             log.exception('loading the models failed')
             self.error = FashionError(f'loading the models failed: {e}')
-        else: self.ready = True
+        else:
+            for thread in self.threads: thread.start()
+            self.ready = True
         finally: self.settled.set()
 
     def stop(self):
-        "Take no more work"
+        "Take no more work; what was taken is still done"
         self.ready = False
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.queue.close()
 
-    def _load(self) -> tuple[dict[str, Predictor], str]:
+    def _load(self) -> tuple[dict[str, Model], str]:
         files = find_models(self.settings.models_dir)
         default = pick_default(list(files), self.settings.default_model)
-        models = {name: Predictor.load(path, limits=self.settings.limits) for name, path in files.items()}
-        for predictor in models.values(): _warm(predictor)
-        return models, default
+        return {name: open_model(path, self.settings.limits) for name, path in files.items()}, default
 
     def check_ready(self):
         "Raises the `Problem` that says why there is no answer yet"
@@ -76,26 +71,51 @@ class Engine:
         why = str(self.error) if self.error else 'the models are being loaded: please try again in a moment'
         raise Problem('not_ready', why, {'Retry-After': '1'})
 
-    def get(self, name: str | None) -> tuple[str, Predictor]:
+    def get(self, name: str | None) -> Model:
         "The model called `name`, or the default one; raises `Problem`"
         self.check_ready()
-        name = name or self.default
-        if name in self.models: return name, self.models[name]
+        if model := self.models.get(name or self.default): return model
         raise Problem('unknown_model', f'there is no model {name[:40]!r}: choose one of {", ".join(self.models)}')
 
-    async def predict(self, predictor: Predictor, data: bytes, top_k: int, lang: str) -> tuple[Prediction, float]:
-        "Categorise one picture in a thread: what it is, and the milliseconds waited for that thread; raises `ImageError`"
-        work = partial(_work, predictor, data, top_k, lang, time.perf_counter())
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+    async def predict(self, model: Model, data: bytes, top_k: int, lang: str, gone=lambda: False, lane: Lane = Lane.INTERACTIVE) -> Answer:
+        "Categorise one picture in a thread; raises `ImageError`, and `Problem` if it would come too late"
+        header = image_header(data, self.settings.limits)
+        pixels, allowed = header.width * header.height, self.settings.deadline
+        cost = model.pace.estimate(pixels)
+        self.queue.admit(cost, lane, allowed)
+        job = Job((model, top_k, lang), data, pixels, cost, time.perf_counter() + allowed, asyncio.get_running_loop().create_future(), lane, gone)
+        self.queue.put(job)
+        return await job.future
+
+    def _work(self):
+        "What each thread does: take jobs, answer them together, hand the answers to the event loop"
+        while jobs := self.queue.take(lambda kind: kind[0].batch):
+            try: answers = _answers(jobs)
+            except Exception as e: answers = [(job, e) for job in jobs] # nobody foresaw it; the request ends as our mistake
+            self.queue.done(jobs)
+            try: jobs[0].future.get_loop().call_soon_threadsafe(_deliver, answers)
+            except RuntimeError: pass # the loop has ended: nobody is there to hear it
 
 
-def _work(predictor: Predictor, data: bytes, top_k: int, lang: str, queued: float) -> tuple[Prediction, float]:
-    waited = (time.perf_counter() - queued) * 1000
-    return predictor.predict(data, top_k=top_k, lang=lang), waited
+def _answers(jobs: list[Job]) -> list[tuple[Job, Answer | Exception]]:
+    "What each of some jobs of one kind gets"
+    begun = time.perf_counter()
+    wanted = [job for job in jobs if job.is_wanted(begun)]
+    found = dict.fromkeys(jobs, Problem('overloaded', 'its turn came too late: please try again', {'Retry-After': '1'}))
+    if not wanted: return list(found.items())
+    model, top_k, lang = wanted[0].kind
+    for job, r in zip(wanted, model.predictor.classify([job.data for job in wanted], top_k, lang)): found[job] = _outcome(r, begun - job.queued)
+    spent = (time.perf_counter() - begun) / len(wanted)
+    for job in wanted: model.pace.learn(job.pixels, spent)
+    return list(found.items())
 
 
-def _warm(predictor: Predictor, n: int = 2):
-    "First runs are slower, decoding included: have them before the first request"
-    picture = io.BytesIO()
-    Image.new('RGB', (64, 64), 'white').save(picture, 'PNG')
-    for _ in range(n): predictor.predict(picture.getvalue())
+def _outcome(r: Prediction | Failure, waited: float) -> Answer | Exception:
+    if isinstance(r, Prediction): return Answer(r, 1000 * waited)
+    return ImageError(r.code, r.message) if r.code in PROBLEMS else RuntimeError(r.message)
+
+
+def _deliver(answers: list[tuple[Job, Answer | Exception]]):
+    for job, answer in answers:
+        if job.future.done(): continue # its client has left
+        job.future.set_exception(answer) if isinstance(answer, Exception) else job.future.set_result(answer)

@@ -39,6 +39,7 @@ PROBLEMS = {
     'not_found': Kind(404, 'No such address'),
     'method_not_allowed': Kind(405, 'This address does not take that method'),
     'bad_request': Kind(400, 'The request cannot be understood'),
+    'overloaded': Kind(429, 'More work is waiting than can be done in time'),
     'headers_too_large': Kind(431, 'The headers are too large'),
     'slow_request': Kind(408, 'The request took too long to come'),
     'not_ready': Kind(503, 'The service is not ready'),

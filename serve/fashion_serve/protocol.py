@@ -71,6 +71,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop('headers')
         self._start('body', self.timeout + GRACE, self._slow_body)
         super().on_headers_complete()
+        self.scope['connection'] = self.cycle # says whether the client has left
 
     def on_message_complete(self):
         self._stop('body')

@@ -1,15 +1,16 @@
 "The HTTP interface: each route validates and delegates"
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse
 
-from fashion_nbdev.predict import Predictor
 from fashion_serve import schemas as s
 from fashion_serve.engine import Engine
 from fashion_serve.errors import PROBLEMS, Problem
+from fashion_serve.models import Model
 from fashion_serve.openapi import PICTURE_BODY, problems
 from fashion_serve.upload import read_picture
 
@@ -26,35 +27,41 @@ v1 = APIRouter(prefix='/v1', responses=problems('not_ready'))
 rest = APIRouter()
 
 
-def describe(name: str, predictor: Predictor, default: str) -> s.ModelOut:
+def describe(model: Model, default: str) -> s.ModelOut:
     "What `/v1/models` says about a model"
-    info = predictor.info
+    info = model.predictor.info
     labels = [s.LabelOut(**label._asdict()) for label in info.labels]
     return s.ModelOut(
-        name=name, version=info.version, default=name == default, height=info.height, width=info.width,
+        name=model.name, version=info.version, default=model.name == default, height=info.height, width=info.width,
         channels=info.channels, resize=info.resize, labels=labels, metrics=info.metrics, data_hash=info.data_hash,
-        created=info.created, licences=info.licences, provider=predictor.provider)
+        created=info.created, licences=info.licences, provider=model.predictor.provider)
 
 
 @v1.post('/predict', summary='Categorise one picture', openapi_extra=PICTURE_BODY, tags=['predict'], responses=problems(
     'empty', 'bad_multipart', 'missing_file', 'incomplete_body', 'bad_length', 'unknown_model', 'too_large',
-    'unsupported_format', 'too_many_pixels', 'side_too_long', 'too_many_scans', 'corrupt', 'bad_image', 'invalid_parameter'))
+    'unsupported_format', 'too_many_pixels', 'side_too_long', 'too_many_scans', 'corrupt', 'bad_image', 'invalid_parameter', 'overloaded'))
 async def predict(request: Request, engine: EngineDep, query: Annotated[s.PredictQuery, Query()]) -> s.PredictionOut:
     "The most likely labels of the picture sent, as the raw body or as the field `file` of a multipart form."
     begun = time.perf_counter()
-    name, predictor = engine.get(query.model)
-    n = len(predictor.info.labels)
+    model = engine.get(query.model)
+    n = len(model.predictor.info.labels)
     if query.top_k > n:
-        raise Problem('invalid_parameter', f'top_k is {query.top_k}, but {name} has {n} labels: give 1 to {n}')
+        raise Problem('invalid_parameter', f'top_k is {query.top_k}, but {model.name} has {n} labels: give 1 to {n}')
     data = await read_picture(request, engine.settings.max_bytes, engine.settings.read_timeout)
     read = time.perf_counter()
-    prediction, waited = await engine.predict(predictor, data, query.top_k, query.lang)
-    spent = prediction.timing_ms
-    timing = s.Timing(read=_ms(read - begun), queue=round(waited, 3), decode=round(spent.decode, 3),
+    answer = await engine.predict(model, data, query.top_k, query.lang, _gone(request))
+    spent = answer.prediction.timing_ms
+    timing = s.Timing(read=_ms(read - begun), queue=round(answer.waited, 3), decode=round(spent.decode, 3),
                       infer=round(spent.infer, 3), total=_ms(time.perf_counter() - begun))
     return s.PredictionOut(
-        request_id=request.state.request_id, model=name, version=predictor.info.version,
-        predictions=[s.Ranked(**score._asdict()) for score in prediction.top], timing_ms=timing)
+        request_id=request.state.request_id, model=model.name, version=model.predictor.info.version,
+        predictions=[s.Ranked(**score._asdict()) for score in answer.prediction.top], timing_ms=timing)
+
+
+def _gone(request: Request) -> Callable[[], bool]:
+    "Tells, from any thread, whether the client has left; never, where another server's connections do not say it"
+    cycle = request.scope.get('connection')
+    return lambda: cycle is not None and cycle.disconnected
 
 
 def _ms(seconds: float) -> float:
@@ -67,14 +74,14 @@ async def models(engine: EngineDep) -> s.ModelList:
     engine.check_ready()
     limits = engine.settings.limits
     return s.ModelList(
-        default=engine.default, models=[describe(name, p, engine.default) for name, p in engine.models.items()],
+        default=engine.default, models=[describe(model, engine.default) for model in engine.models.values()],
         limits=s.LimitsOut(max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, max_side=limits.max_side))
 
 
 @v1.get('/models/{name}', summary='One model', tags=['models'], responses=problems('unknown_model'))
 async def model(name: str, engine: EngineDep) -> s.ModelOut:
     "What a model's file says about itself."
-    return describe(*engine.get(name), engine.default)
+    return describe(engine.get(name), engine.default)
 
 
 @rest.head('/livez', include_in_schema=False)

@@ -17,6 +17,7 @@ class Settings(BaseSettings):
     models_dir: Path | None = Field(None, description='folder of .onnx files; unset: the models that are shipped')
     default_model: str | None = Field(None, description='model that answers when a request names none')
     threads: int | None = Field(None, ge=1, le=256, description='pictures worked on at once; unset: the cores usable')
+    deadline: float = Field(.25, gt=0, le=60, description='seconds in which a picture is answered, from its arrival; one that would come later is refused')
     max_bytes: int = Field(10_000_000, ge=1, description='largest picture file, in bytes')
     max_pixels: int = Field(25_000_000, ge=1, description='largest picture, width x height')
     max_side: int = Field(12_000, ge=1, description='longest side of a picture, in pixels')

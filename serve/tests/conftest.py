@@ -77,7 +77,7 @@ def models_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='session')
 def settings(models_dir) -> Settings:
-    return Settings(models_dir=models_dir, default_model='fashion_mnist', threads=2)
+    return Settings(models_dir=models_dir, default_model='fashion_mnist', threads=2, deadline=60)
 
 
 def wait_ready(client: TestClient, seconds: float = 30):

@@ -6,8 +6,8 @@ from starlette.testclient import TestClient
 
 from fashion_nbdev.core import LABELS, ConfigError
 from fashion_nbdev.image import ImageLimits
-from fashion_serve.engine import find_models, pick_default
 from fashion_serve.main import create_app
+from fashion_serve.models import find_models, pick_default
 from fashion_serve.settings import Settings
 
 

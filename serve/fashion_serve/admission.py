@@ -1,0 +1,114 @@
+"What is taken on: work is estimated in seconds before it is done, and what would come too late is refused at once"
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from threading import Condition
+from typing import Any
+
+from fashion_serve.errors import Problem
+
+WARY = 1.5 # a refusal names a wait that is longer than estimated by this factor
+
+
+class Lane(IntEnum):
+    "Who is served first"
+    INTERACTIVE = 0
+    BATCH = 1
+
+
+class Pace:
+    "How long work takes here and now: seconds for a picture, and for each million pixels of its file; learnt while serving"
+    def __init__(self, picture: float = .005, megapixel: float = .02, memory: float = .05):
+        self.picture, self.megapixel, self.memory = picture, megapixel, memory
+
+    def estimate(self, pixels: int) -> float:
+        return self.picture + self.megapixel * pixels / 1e6
+
+    def learn(self, pixels: int, seconds: float):
+        "Move the estimate towards what was measured, each part by its share of it"
+        estimate = self.estimate(pixels)
+        ratio = min(4.0, max(.25, seconds / estimate)) # one odd measurement counts for no more
+        share = self.picture / estimate
+        self.picture *= 1 + self.memory * share * (ratio - 1)
+        self.megapixel *= 1 + self.memory * (1 - share) * (ratio - 1)
+
+
+def _never() -> bool: return False
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    "One picture on its way through the service"
+    kind: Any # what is asked of whom; jobs of one kind can be worked on together
+    data: bytes # the file
+    pixels: int # its width times its height
+    cost: float # estimated seconds of one thread
+    deadline: float # `time.perf_counter()` after which nobody waits for it
+    future: asyncio.Future
+    lane: Lane = Lane.INTERACTIVE
+    gone: Callable[[], bool] = _never # whether the client has left
+    queued: float = field(default_factory=time.perf_counter)
+
+    def is_wanted(self, now: float) -> bool:
+        return now <= self.deadline and not self.future.done() and not self.gone()
+
+
+class WorkQueue:
+    "Jobs that wait for a thread, those of people first; its length is counted in seconds of work"
+    def __init__(self, threads: int):
+        self.threads = threads
+        self.lanes = {lane: deque() for lane in Lane}
+        self.seconds = dict.fromkeys(Lane, 0.0) # of work that waits, or has been taken and is not done
+        self.working = 0 # jobs taken and not done
+        self.changed = Condition()
+        self.closed = False
+
+    def wait(self, lane: Lane) -> float:
+        "Estimated seconds until a job that came now would begin"
+        return sum(self.seconds[ahead] for ahead in Lane if ahead <= lane) / self.threads
+
+    def admit(self, cost: float, lane: Lane, allowed: float):
+        "Raises the `Problem` if what waits would not leave a job of this cost enough of its `allowed` seconds"
+        wait = self.wait(lane)
+        if wait == 0 or wait + cost <= allowed: return
+        retry = math.ceil(max(1.0, WARY * (wait + cost - allowed)))
+        raise Problem('overloaded', f'{wait * 1000:.0f} ms of work are waiting: please try again in {retry} s', {'Retry-After': str(retry)})
+
+    def put(self, job: Job):
+        with self.changed:
+            if self.closed: raise Problem('not_ready', 'the service is stopping: please send it again', {'Retry-After': '1'})
+            self.lanes[job.lane].append(job)
+            self.seconds[job.lane] += job.cost
+            self.changed.notify()
+
+    def take(self, most: Callable[[Any], int] = lambda kind: 1) -> list[Job]:
+        "Wait for the next job, and take those of the same kind that wait behind it, up to `most(kind)`; [] once closed and empty"
+        with self.changed:
+            while not (lane := next(filter(None, self.lanes.values()), None)):
+                if self.closed: return []
+                self.changed.wait()
+            jobs = [lane.popleft()]
+            while lane and lane[0].kind == jobs[0].kind and len(jobs) < most(jobs[0].kind): jobs.append(lane.popleft())
+            self.working += len(jobs)
+            return jobs
+
+    def done(self, jobs: list[Job]):
+        "Their work no longer counts"
+        with self.changed:
+            for job in jobs: self.seconds[job.lane] -= job.cost
+            self.working -= len(jobs)
+            if self.idle(): self.seconds = dict.fromkeys(Lane, 0.0) # sums of many floats drift
+
+    def idle(self) -> bool:
+        "Whether nothing waits and nothing is being worked on"
+        return not self.working and not any(self.lanes.values())
+
+    def close(self):
+        "Take no more; what waits is still handed out"
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()

@@ -1,0 +1,70 @@
+"Model files on their way into memory: found, verified, warmed up, and measured before they answer"
+import io
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fashion_nbdev.core import ConfigError, models_dirs
+from fashion_nbdev.image import ImageLimits
+from fashion_nbdev.predict import Predictor
+from fashion_serve.admission import Pace
+
+BATCHES = (2, 4, 8) # pictures that may go through a network together
+GAIN = 1.1 # how many times faster that must be
+
+
+def find_models(folder: Path | None) -> dict[str, Path]:
+    "Name -> file: the .onnx files of `folder`, or of the places where shipped models are; raises `ConfigError`"
+    if folder and not folder.is_dir(): raise ConfigError(f'models_dir {folder} is not a folder: give one that holds .onnx files')
+    folders = [folder] if folder else models_dirs()
+    found = {p.stem: p for d in reversed(folders) for p in sorted(d.glob('*.onnx')) if not p.name.startswith('.')}
+    if found: return dict(sorted(found.items()))
+    raise ConfigError(f'no .onnx file in {", ".join(map(str, folders)) or "any models folder"}: fashion_export makes one')
+
+
+def pick_default(names: list[str], wanted: str | None) -> str:
+    "The model that answers when none is named: the one wanted, else clothing, else the first"
+    if wanted and wanted not in names: raise ConfigError(f'default_model is {wanted!r}: choose one of {", ".join(names)}')
+    return wanted or ('clothing' if 'clothing' in names else names[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    "A model that can answer"
+    name: str # of its file
+    predictor: Predictor
+    batch: int # pictures that gain from going through the network together
+    pace: Pace = field(repr=False) # how long its answers take
+
+
+def open_model(path: Path, limits: ImageLimits) -> Model:
+    "Load, verify, warm up and measure a model file; raises `ModelError`, `ConfigError`"
+    predictor = Predictor.load(path, limits=limits)
+    return Model(path.stem, predictor, _best_batch(predictor), Pace(picture=_first_answers(predictor)))
+
+
+def _first_answers(predictor: Predictor, n: int = 3) -> float:
+    "Seconds that a picture takes, decoding included; the first ones are slower, and are had here"
+    picture = io.BytesIO()
+    Image.new('RGB', (64, 64), 'white').save(picture, 'PNG')
+    return min(_seconds(predictor.predict, picture.getvalue()) for _ in range(n))
+
+
+def _best_batch(predictor: Predictor) -> int:
+    "The smallest batch that is nearly as fast, for each picture, as the fastest; 1 where batches gain nothing"
+    i = predictor.info
+    def each(n):
+        images = np.zeros((n, i.height, i.width, i.channels), np.uint8)
+        return min(_seconds(predictor.logits, images) for _ in range(3)) / n
+    times = {n: each(n) for n in (1, *BATCHES)}
+    if times[1] < GAIN * min(times.values()): return 1
+    return next(n for n, t in times.items() if t <= 1.05 * min(times.values()))
+
+
+def _seconds(call, *args) -> float:
+    begun = time.perf_counter()
+    call(*args)
+    return time.perf_counter() - begun

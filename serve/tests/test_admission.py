@@ -1,0 +1,96 @@
+"The queue before the threads: what is refused, who is first, and that estimates learn"
+import asyncio
+import threading
+import time
+
+import pytest
+
+from fashion_serve.admission import Job, Lane, Pace, WorkQueue
+from fashion_serve.errors import Problem
+
+
+@pytest.fixture
+def job():
+    "A maker of jobs"
+    loop = asyncio.new_event_loop()
+    def make(cost=.01, kind='a', lane=Lane.INTERACTIVE, deadline=60.0, **more) -> Job:
+        return Job(kind, b'', 1, cost, time.perf_counter() + deadline, loop.create_future(), lane, **more)
+    yield make
+    loop.close()
+
+
+def test_an_empty_queue_takes_everything(job):
+    WorkQueue(1).admit(100.0, Lane.INTERACTIVE, .2) # a large picture, and nobody is in its way
+
+
+def test_what_would_come_too_late_is_refused_with_a_time_to_come_back(job):
+    queue = WorkQueue(2)
+    for _ in range(30): queue.put(job(.02))
+    assert queue.wait(Lane.INTERACTIVE) == pytest.approx(.3)
+    queue.admit(.01, Lane.INTERACTIVE, .35)
+    with pytest.raises(Problem) as e: queue.admit(.01, Lane.INTERACTIVE, .3)
+    assert e.value.code == 'overloaded' and e.value.headers == {'Retry-After': '1'} and '300 ms' in e.value.detail
+    with pytest.raises(Problem) as e: queue.admit(10, Lane.INTERACTIVE, .3)
+    assert int(e.value.headers['Retry-After']) > 10
+
+
+def test_people_before_batches(job):
+    queue = WorkQueue(1)
+    slow, quick = job(1.0, lane=Lane.BATCH), job(.01)
+    queue.put(slow)
+    assert queue.wait(Lane.INTERACTIVE) == 0 and queue.wait(Lane.BATCH) == 1 # a batch keeps nobody out
+    queue.put(quick)
+    assert queue.take() == [quick] and queue.take() == [slow]
+
+
+def test_neighbours_of_one_kind_are_taken_together(job):
+    queue = WorkQueue(1)
+    jobs = [job(kind=k) for k in 'aaabba']
+    for j in jobs: queue.put(j)
+    most = lambda kind: 2 if kind == 'a' else 8
+    assert [queue.take(most) for _ in range(4)] == [jobs[:2], jobs[2:3], jobs[3:5], jobs[5:]]
+
+
+def test_time_is_given_back_only_when_work_is_done(job):
+    queue = WorkQueue(1)
+    queue.put(job(.1))
+    taken = queue.take()
+    assert queue.wait(Lane.INTERACTIVE) == pytest.approx(.1) and not queue.idle()
+    queue.done(taken)
+    assert queue.wait(Lane.INTERACTIVE) == 0 and queue.idle()
+
+
+def test_a_closed_queue_hands_out_what_it_has_and_takes_no_more(job):
+    queue, last, found = WorkQueue(2), job(), []
+    queue.put(last)
+    queue.close()
+    with pytest.raises(Problem, match='stopping'): queue.put(job())
+    threads = [threading.Thread(target=lambda: [found.append(jobs) for jobs in iter(queue.take, [])]) for _ in range(2)]
+    for t in threads: t.start()
+    for t in threads: t.join(5)
+    assert found == [[last]] and not any(t.is_alive() for t in threads)
+
+
+def test_nobody_waits_for_some_jobs(job):
+    now = time.perf_counter()
+    assert job().is_wanted(now) and not job(deadline=-1).is_wanted(now) and not job(gone=lambda: True).is_wanted(now)
+    cancelled = job()
+    cancelled.future.cancel()
+    assert not cancelled.is_wanted(now)
+
+
+@pytest.mark.parametrize(('picture', 'megapixel'), [(.001, .005), (.02, .1)])
+def test_estimates_come_near_the_truth(picture, megapixel):
+    pace = Pace()
+    for i in range(2000):
+        pixels = (50_000, 200_000, 12_000_000)[i % 3]
+        pace.learn(pixels, picture + megapixel * pixels / 1e6)
+    for pixels in (50_000, 200_000, 12_000_000):
+        assert pace.estimate(pixels) == pytest.approx(picture + megapixel * pixels / 1e6, rel=.25)
+
+
+def test_one_odd_measurement_moves_an_estimate_little():
+    pace = Pace()
+    before = pace.estimate(200_000)
+    pace.learn(200_000, 100.0)
+    assert before < pace.estimate(200_000) < 1.2 * before
