@@ -1,7 +1,5 @@
 "The threads that work on pictures, off the event loop: what waits is bounded, what nobody waits for is not done"
 import asyncio
-import math
-import os
 import time
 from dataclasses import dataclass
 from threading import Thread
@@ -13,15 +11,6 @@ from fashion_serve.admission import Job, Lane, WorkQueue
 from fashion_serve.errors import PROBLEMS, Problem, log
 from fashion_serve.models import Model, find_models, open_model, pick_default
 from fashion_serve.settings import Settings
-
-
-def usable_cores() -> int:
-    "Cores that this process may use: its affinity, and the quota of its control group"
-    try: cores = len(os.sched_getaffinity(0))
-    except AttributeError: cores = os.cpu_count() or 1 # not Linux
-    try: quota, period = open('/sys/fs/cgroup/cpu.max', encoding='ascii').read().split()
-    except (OSError, ValueError): return cores
-    return cores if quota == 'max' else max(1, min(cores, math.ceil(int(quota) / int(period))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +27,12 @@ class Engine:
         self.models: dict[str, Model] = {}
         self.default = ''
         self.ready = False
+        self.draining = False # still answering, but soon no more
         self.error: FashionError | None = None # why the models could not be loaded
         self.settled = asyncio.Event() # loading has ended, well or badly
-        self.queue = WorkQueue(settings.threads or usable_cores())
-        self.threads = [Thread(target=self._work, name=f'picture-{i}', daemon=True) for i in range(self.queue.threads)]
+        self.queue = WorkQueue(settings.threads)
+        self.begun: list[float | None] = [None] * settings.threads # since when each thread has been at work
+        self.threads = [Thread(target=self._work, args=(i,), name=f'picture-{i}', daemon=True) for i in range(settings.threads)]
 
     async def start(self):
         "Load and warm up every model; a bad file leaves the service not ready and `error` names it"
@@ -87,11 +78,17 @@ class Engine:
         self.queue.put(job)
         return await job.future
 
-    def _work(self):
+    def busy_for(self, now: float) -> float:
+        "Seconds that the thread which has been at work longest has been at it"
+        return max((now - begun for begun in self.begun if begun is not None), default=0.0)
+
+    def _work(self, i: int):
         "What each thread does: take jobs, answer them together, hand the answers to the event loop"
         while jobs := self.queue.take(lambda kind: kind[0].batch):
+            self.begun[i] = time.monotonic()
             try: answers = _answers(jobs)
             except Exception as e: answers = [(job, e) for job in jobs] # nobody foresaw it; the request ends as our mistake
+            self.begun[i] = None
             self.queue.done(jobs)
             try: jobs[0].future.get_loop().call_soon_threadsafe(_deliver, answers)
             except RuntimeError: pass # the loop has ended: nobody is there to hear it

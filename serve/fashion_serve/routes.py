@@ -96,6 +96,7 @@ async def livez() -> s.Status:
 async def readyz(engine: EngineDep) -> s.Status:
     "Ready once every model is loaded and warmed up."
     engine.check_ready()
+    if engine.draining: raise Problem('not_ready', 'the service is stopping')
     return s.Status(status='ready')
 
 

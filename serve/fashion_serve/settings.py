@@ -1,11 +1,22 @@
 "What can be set: arguments of `fashion_serve`, or environment variables such as FASHION_PORT"
+import math
+import os
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fashion_nbdev.core import ConfigError
-from fashion_nbdev.image import ImageLimits
+from fashion_nbdev.formats import ImageLimits
+
+
+def usable_cores() -> int:
+    "Cores that this process may use: its affinity, and the quota of its control group"
+    try: cores = len(os.sched_getaffinity(0))
+    except AttributeError: cores = os.cpu_count() or 1 # not Linux
+    try: quota, period = Path('/sys/fs/cgroup/cpu.max').read_text(encoding='ascii').split()
+    except (OSError, ValueError): return cores
+    return cores if quota == 'max' else max(1, min(cores, math.ceil(int(quota) / int(period))))
 
 
 class Settings(BaseSettings):
@@ -16,7 +27,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65_535, description='port to listen on; 0 takes any free one')
     models_dir: Path | None = Field(None, description='folder of .onnx files; unset: the models that are shipped')
     default_model: str | None = Field(None, description='model that answers when a request names none')
-    threads: int | None = Field(None, ge=1, le=256, description='pictures worked on at once; unset: the cores usable')
+    workers: int = Field(default_factory=usable_cores, ge=1, le=256, description='processes that answer; unset: the cores usable')
+    threads: int = Field(1, ge=1, le=256, description='pictures that each of them works on at once')
+    hang_timeout: float = Field(4, ge=.5, le=3600, description='seconds after which a process that is stuck is replaced')
     deadline: float = Field(.25, gt=0, le=60, description='seconds in which a picture is answered, from its arrival; one that would come later is refused')
     max_bytes: int = Field(10_000_000, ge=1, description='largest picture file, in bytes')
     max_pixels: int = Field(25_000_000, ge=1, description='largest picture, width x height')

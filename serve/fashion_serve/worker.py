@@ -1,0 +1,84 @@
+"One process that answers requests: it tells the board how it is, watches over itself, and drains before it ends"
+import asyncio
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+
+from fashion_serve.board import Board
+from fashion_serve.settings import Settings
+
+HUNG = 75 # exit code of a process that noticed it was stuck
+DRAIN = .5 # seconds between 'not ready' and the end of listening: long enough for a balancer that looks, too short to be missed
+
+
+class ServeConfig(uvicorn.Config):
+    "uvicorn's configuration and the service's own; light, so that it can be sent to a new process, where `load` makes the app"
+    def __init__(self, settings: Settings, board: Path):
+        super().__init__('fashion_serve.main:create_app', lifespan='on', ws='none', log_level='warning', access_log=False, server_header=False,
+                         timeout_keep_alive=15, timeout_graceful_shutdown=20)
+        self.settings, self.board = settings, Board(board)
+
+    def load(self):
+        "Make the app; here, so that the process that only starts others does not load what the app needs"
+        from fashion_serve.main import create_app
+        from fashion_serve.protocol import BoundedProtocol
+        self.app, self.http = create_app(self.settings), BoundedProtocol
+        self.engine = self.app.state.engine
+        super().load()
+
+
+class Worker(uvicorn.Server):
+    "uvicorn's server in a process of its own"
+    config: ServeConfig
+
+    def run(self, sockets=None):
+        super().run(sockets)
+        if self.config.engine.error: sys.exit(STARTUP_FAILURE) # it would not start the next time either
+
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        self.watch = Watch(asyncio.get_running_loop(), self.config.engine, self.config.settings.hang_timeout)
+        self.watch.start()
+        self.telling = asyncio.create_task(self._tell())
+
+    async def _tell(self):
+        engine = self.config.engine
+        await engine.settled.wait()
+        self.config.board.publish(ready=engine.ready, models=list(engine.models), error=str(engine.error or ''))
+        if engine.error: self.should_exit = True
+
+    async def shutdown(self, sockets=None):
+        "Say that it is not ready, answer for a moment longer, then take no more and finish what was taken"
+        self.config.engine.draining = True
+        if not self.config.engine.error and not self.force_exit: await asyncio.sleep(DRAIN)
+        await super().shutdown(sockets)
+        self.watch.stop()
+
+
+class Watch(threading.Thread):
+    "Ends a process whose event loop or threads are stuck: it is replaced, and only its own requests fail"
+    def __init__(self, loop: asyncio.AbstractEventLoop, engine, patience: float):
+        super().__init__(name='watch', daemon=True)
+        self.loop, self.engine, self.patience = loop, engine, patience
+        self.beat, self.ended = time.monotonic(), threading.Event()
+
+    def stop(self): self.ended.set()
+
+    def _beat(self): self.beat = time.monotonic()
+
+    def run(self):
+        while not self.ended.wait(self.patience / 8):
+            try: self.loop.call_soon_threadsafe(self._beat)
+            except RuntimeError: return # the loop has ended
+            now = time.monotonic()
+            if now - self.beat > self.patience: self._end('the event loop')
+            if self.engine.busy_for(now) > self.patience: self._end('a thread that works on pictures')
+
+    def _end(self, what: str):
+        os.write(2, f'fashion_serve: {what} has been stuck for {self.patience:g} s: process {os.getpid()} ends and is replaced\n'.encode())
+        os._exit(HUNG)
