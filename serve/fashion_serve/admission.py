@@ -103,9 +103,13 @@ class WorkQueue:
             self.working -= len(jobs)
             if self.idle(): self.seconds = dict.fromkeys(Lane, 0.0) # sums of many floats drift
 
+    def waiting(self) -> int:
+        "Jobs that nobody works on yet"
+        return sum(map(len, self.lanes.values()))
+
     def idle(self) -> bool:
         "Whether nothing waits and nothing is being worked on"
-        return not self.working and not any(self.lanes.values())
+        return not self.working and not self.waiting()
 
     def close(self):
         "Take no more; what waits is still handed out"

@@ -8,7 +8,9 @@ from fashion_nbdev.core import write_beside
 
 class Board:
     "Notes of the workers; made by the process that starts them, gone with it"
-    def __init__(self, folder: Path): self.folder = Path(folder)
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.metrics = self.folder / 'metrics' # what Prometheus' client counts in every process
 
     def _note(self, pid: int) -> Path: return self.folder / f'worker-{pid}.json'
 
@@ -24,3 +26,8 @@ class Board:
     def forget(self, pid: int):
         "A process has ended"
         self._note(pid).unlink(missing_ok=True)
+        for gauge in self.metrics.glob(f'gauge_live*_{pid}.db'): gauge.unlink(missing_ok=True) # as prometheus_client's mark_process_dead, which this process need not load
+
+    def pids(self) -> list[int]:
+        "The workers that have said how they are"
+        return [int(note.stem.partition('-')[2]) for note in self.folder.glob('worker-*.json')]

@@ -1,4 +1,5 @@
 "The command `fashion_serve`"
+import os
 import socket
 import sys
 import tempfile
@@ -34,7 +35,10 @@ def fashion_serve(
     "Serve the models and the page over HTTP; FASHION_HOST, FASHION_PORT, ... set the same"
     settings = load_settings(host=host, port=port, models_dir=models_dir, default_model=default_model, workers=workers, threads=threads)
     with bind(settings.host, settings.port) as sock, tempfile.TemporaryDirectory(prefix='fashion_serve-') as board:
-        Supervisor(ServeConfig(settings, board), [sock]).run()
+        config = ServeConfig(settings, board)
+        config.board.metrics.mkdir()
+        os.environ['PROMETHEUS_MULTIPROC_DIR'] = str(config.board.metrics) # read by prometheus_client in every worker
+        Supervisor(config, [sock]).run()
 
 
 if __name__ == '__main__': sys.exit(fashion_serve())

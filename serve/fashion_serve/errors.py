@@ -40,6 +40,7 @@ PROBLEMS = {
     'method_not_allowed': Kind(405, 'This address does not take that method'),
     'bad_request': Kind(400, 'The request cannot be understood'),
     'overloaded': Kind(429, 'More work is waiting than can be done in time'),
+    'client_left': Kind(499, 'The client left before the answer'),
     'headers_too_large': Kind(431, 'The headers are too large'),
     'slow_request': Kind(408, 'The request took too long to come'),
     'not_ready': Kind(503, 'The service is not ready'),
@@ -65,6 +66,7 @@ def problem_body(code: str, detail: str, request_id: str) -> dict:
 def respond(request: Request, code: str, detail: str, headers=None) -> JSONResponse:
     "The answer that carries a problem"
     body = problem_body(code, detail, getattr(request.state, 'request_id', ''))
+    if record := getattr(request.state, 'record', None): record.code = code
     return JSONResponse(body, body['status'], headers=headers, media_type=MEDIA_TYPE)
 
 

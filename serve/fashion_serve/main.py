@@ -1,5 +1,7 @@
 "Puts the app together: `create_app`, for the workers, for tests and for other servers"
 import asyncio
+import os
+from collections.abc import Callable, Iterable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -8,6 +10,8 @@ from fastapi.staticfiles import StaticFiles
 from fashion_nbdev import __version__
 from fashion_serve.engine import Engine
 from fashion_serve.errors import add_error_handlers
+from fashion_serve.logs import RequestLog
+from fashion_serve.metrics import observe
 from fashion_serve.middleware import Edge
 from fashion_serve.openapi import add_openapi
 from fashion_serve.routes import PAGE, rest, v1
@@ -25,12 +29,12 @@ async def lifespan(app: FastAPI):
     app.state.engine.stop()
 
 
-def create_app(settings: Settings) -> FastAPI:
-    "The service with these settings"
+def create_app(settings: Settings, pids: Callable[[], Iterable[int]] = lambda: [os.getpid()]) -> FastAPI:
+    "The service with these settings; `pids()` are its processes, this one among them"
     app = FastAPI(title='fashion_nbdev', version=__version__, description=ABOUT, lifespan=lifespan,
                   docs_url=None, redoc_url=None, redirect_slashes=False, generate_unique_id_function=lambda route: route.name)
-    app.state.engine = Engine(settings)
-    app.add_middleware(Edge)
+    app.state.engine, app.state.pids, log = Engine(settings), pids, RequestLog(settings.log_share)
+    app.add_middleware(Edge, done=lambda record: (observe(record), log.write(record)))
     add_error_handlers(app)
     app.include_router(v1)
     app.include_router(rest)

@@ -1,5 +1,7 @@
-"The outermost layer, pure ASGI: request ids, security headers, and nothing unforeseen gets out"
+"The outermost layer, pure ASGI: request ids, security headers, a record of each request, and nothing unforeseen gets out"
 import re
+import time
+from collections.abc import Callable
 from uuid import uuid4
 
 from fastapi import Request
@@ -7,6 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fashion_serve.errors import log, respond
+from fashion_serve.record import Record
 
 REQUEST_ID = re.compile(r'[A-Za-z0-9._:-]{1,64}')
 POLICY = "; ".join((
@@ -24,15 +27,16 @@ SECURITY_HEADERS = tuple((k.encode(), v.encode()) for k, v in {
 
 
 class Edge:
-    "Gives each request an id (the client's own, if it is a plain one) and each answer its headers"
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    "Gives each request an id (the client's own, if it is a plain one) and each answer its headers; hands on what is known of it when it has ended"
+    def __init__(self, app: ASGIApp, done: Callable[[Record], None]):
+        self.app, self.done = app, done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         asked = Headers(scope=scope).get('x-request-id', '')
         request_id = asked if REQUEST_ID.fullmatch(asked) else uuid4().hex
-        scope.setdefault('state', {})['request_id'] = request_id
+        record = Record(request_id, scope['method'])
+        scope.setdefault('state', {}).update(request_id=request_id, record=record)
         scope['headers'] = [(k, v) for k, v in scope['headers'] if k != b'range'] # every answer is small, and comes whole
         caching = b'no-store' if scope['path'].startswith('/v1/') else b'no-cache'
         extra = [*SECURITY_HEADERS, (b'x-request-id', request_id.encode()), (b'cache-control', caching)]
@@ -41,7 +45,7 @@ class Edge:
         async def send_out(message: Message):
             nonlocal started
             if message['type'] == 'http.response.start':
-                started = True
+                started, record.status = True, message['status']
                 message['headers'] = [*message.get('headers', ()), *extra]
             await send(message)
 
@@ -51,3 +55,6 @@ class Edge:
             if started: raise
             answer = respond(Request(scope), 'internal_error', 'the mistake is ours and has been logged: please try again')
             await answer(scope, receive, send_out)
+        finally:
+            record.route, record.seconds = getattr(scope.get('route'), 'path', 'other'), time.perf_counter() - record.begun
+            self.done(record)

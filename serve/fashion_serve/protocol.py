@@ -10,6 +10,7 @@ from fashion_serve.errors import MEDIA_TYPE, problem_body
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024 # of the address and all headers
+LAST_MOMENT = .3 # seconds that an idle connection is kept when the service stops
 GRACE = 1.0 # seconds after which a body that the app has given up on costs its connection
 
 
@@ -72,10 +73,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self._start('body', self.timeout + GRACE, self._slow_body)
         super().on_headers_complete()
         self.scope['connection'] = self.cycle # says whether the client has left
+        if self.config.engine.draining: self.cycle.keep_alive = False # the client makes its next connection elsewhere
 
     def on_message_complete(self):
         self._stop('body')
         super().on_message_complete()
+
+    def shutdown(self):
+        "The service stops: a request that is on its way, on a connection that is idle as far as one can see, still has a moment to come"
+        if self.cycle is None or self.cycle.response_complete: self._start('headers', LAST_MOMENT, self.transport.close)
+        else: super().shutdown()
 
     def pause_writing(self):
         super().pause_writing()

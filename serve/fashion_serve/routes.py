@@ -1,17 +1,22 @@
 "The HTTP interface: each route validates and delegates"
+import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import FileResponse
+import msgspec
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import FileResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from fashion_serve import schemas as s
-from fashion_serve.engine import Engine
+from fashion_serve.engine import Answer, Engine
 from fashion_serve.errors import PROBLEMS, Problem
+from fashion_serve.metrics import exposition
 from fashion_serve.models import Model
 from fashion_serve.openapi import PICTURE_BODY, problems
+from fashion_serve.record import Record
 from fashion_serve.upload import read_picture
 
 PAGE = Path(__file__).parent / 'page'
@@ -37,35 +42,46 @@ def describe(model: Model, default: str) -> s.ModelOut:
         created=info.created, licences=info.licences, provider=model.predictor.provider)
 
 
-@v1.post('/predict', summary='Categorise one picture', openapi_extra=PICTURE_BODY, tags=['predict'], responses=problems(
+@v1.post('/predict', summary='Categorise one picture', openapi_extra=PICTURE_BODY, response_model=s.PredictionOut, tags=['predict'], responses=problems(
     'empty', 'bad_multipart', 'missing_file', 'incomplete_body', 'bad_length', 'unknown_model', 'too_large',
     'unsupported_format', 'too_many_pixels', 'side_too_long', 'too_many_scans', 'corrupt', 'bad_image', 'invalid_parameter', 'overloaded'))
-async def predict(request: Request, engine: EngineDep, query: Annotated[s.PredictQuery, Query()]) -> s.PredictionOut:
+async def predict(request: Request, engine: EngineDep, query: Annotated[s.PredictQuery, Query()]) -> Response:
     "The most likely labels of the picture sent, as the raw body or as the field `file` of a multipart form."
-    begun = time.perf_counter()
+    record: Record = request.state.record
     model = engine.get(query.model)
     n = len(model.predictor.info.labels)
     if query.top_k > n:
         raise Problem('invalid_parameter', f'top_k is {query.top_k}, but {model.name} has {n} labels: give 1 to {n}')
     data = await read_picture(request, engine.settings.max_bytes, engine.settings.read_timeout)
-    read = time.perf_counter()
-    answer = await engine.predict(model, data, query.top_k, query.lang, _gone(request))
-    spent = answer.prediction.timing_ms
-    timing = s.Timing(read=_ms(read - begun), queue=round(answer.waited, 3), decode=round(spent.decode, 3),
-                      infer=round(spent.infer, 3), total=_ms(time.perf_counter() - begun))
-    return s.PredictionOut(
-        request_id=request.state.request_id, model=model.name, version=model.predictor.info.version,
-        predictions=[s.Ranked(**score._asdict()) for score in answer.prediction.top], timing_ms=timing)
+    record.add('read', time.perf_counter() - record.begun)
+    answer = await engine.predict(model, data, query.top_k, query.lang, record, _gone(request))
+    return _json(encode_answer(record, model, answer), record)
+
+
+def encode_answer(record: Record, model: Model, answer: Answer) -> dict:
+    "A prediction as the contract has it (schemas.PredictionOut)"
+    spent, top = answer.prediction.timing_ms, answer.prediction.top
+    timing = dict(read=_ms(record.stages['read']), queue=_ms(answer.waited), decode=round(spent.decode, 3), infer=round(spent.infer, 3),
+                  total=_ms(time.perf_counter() - record.begun))
+    return dict(request_id=record.request_id, model=model.name, version=model.predictor.info.version,
+                predictions=[score._asdict() for score in top], timing_ms=timing)
+
+
+def _json(body: dict, record: Record) -> Response:
+    begun = time.perf_counter()
+    answer = Response(msgspec.json.encode(body), media_type='application/json')
+    record.add('encode', time.perf_counter() - begun)
+    return answer
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
 
 
 def _gone(request: Request) -> Callable[[], bool]:
     "Tells, from any thread, whether the client has left; never, where another server's connections do not say it"
     cycle = request.scope.get('connection')
     return lambda: cycle is not None and cycle.disconnected
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
 
 
 @v1.get('/models', summary='The models there are', tags=['models'])
@@ -98,6 +114,12 @@ async def readyz(engine: EngineDep) -> s.Status:
     engine.check_ready()
     if engine.draining: raise Problem('not_ready', 'the service is stopping')
     return s.Status(status='ready')
+
+
+@rest.get('/metrics', summary='What Prometheus reads', tags=['health'], response_class=PlainTextResponse)
+async def metrics(request: Request) -> Response:
+    "Counters of all workers, in Prometheus' text format."
+    return Response(await asyncio.to_thread(exposition, request.app.state.pids), media_type=CONTENT_TYPE_LATEST)
 
 
 @rest.get('/problems', summary='Every kind of problem', tags=['problems'])

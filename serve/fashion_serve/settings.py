@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     threads: int = Field(1, ge=1, le=256, description='pictures that each of them works on at once')
     hang_timeout: float = Field(4, ge=.5, le=3600, description='seconds after which a process that is stuck is replaced')
     deadline: float = Field(.25, gt=0, le=60, description='seconds in which a picture is answered, from its arrival; one that would come later is refused')
+    log_share: float = Field(1, ge=0, le=1, description='share of the requests that are logged; our own mistakes always are')
     max_bytes: int = Field(10_000_000, ge=1, description='largest picture file, in bytes')
     max_pixels: int = Field(25_000_000, ge=1, description='largest picture, width x height')
     max_side: int = Field(12_000, ge=1, description='longest side of a picture, in pixels')

@@ -74,6 +74,7 @@ class Supervisor(Multiprocess):
             self.handle_signals()
             self.keep_subprocess_alive()
             self._announce()
+        for sock in self.sockets: sock.close() # only who accepts connections may hold it
         self.terminate_all()
         self.join_all()
         if self.error: raise self.error

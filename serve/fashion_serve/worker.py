@@ -1,9 +1,11 @@
 "One process that answers requests: it tells the board how it is, watches over itself, and drains before it ends"
 import asyncio
 import os
+import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -20,14 +22,14 @@ class ServeConfig(uvicorn.Config):
     "uvicorn's configuration and the service's own; light, so that it can be sent to a new process, where `load` makes the app"
     def __init__(self, settings: Settings, board: Path):
         super().__init__('fashion_serve.main:create_app', lifespan='on', ws='none', log_level='warning', access_log=False, server_header=False,
-                         timeout_keep_alive=15, timeout_graceful_shutdown=20)
+                         timeout_keep_alive=15, timeout_graceful_shutdown=20, workers=settings.workers)
         self.settings, self.board = settings, Board(board)
 
     def load(self):
         "Make the app; here, so that the process that only starts others does not load what the app needs"
         from fashion_serve.main import create_app
         from fashion_serve.protocol import BoundedProtocol
-        self.app, self.http = create_app(self.settings), BoundedProtocol
+        self.app, self.http = create_app(self.settings, lambda: [os.getppid(), *self.board.pids()]), BoundedProtocol
         self.engine = self.app.state.engine
         super().load()
 
@@ -55,9 +57,23 @@ class Worker(uvicorn.Server):
     async def shutdown(self, sockets=None):
         "Say that it is not ready, answer for a moment longer, then take no more and finish what was taken"
         self.config.engine.draining = True
-        if not self.config.engine.error and not self.force_exit: await asyncio.sleep(DRAIN)
+        if not self.config.engine.error and not self.force_exit:
+            await asyncio.sleep(DRAIN)
+            await self._close(sockets)
         await super().shutdown(sockets)
         self.watch.stop()
+
+    async def _close(self, sockets: list[socket.socket]):
+        "Stop listening, and lose none of the connections that were made and not looked at yet"
+        for sock in sockets: sock.listen(0) # the kernel makes no more than one ahead
+        await asyncio.sleep(DRAIN / 10)
+        waiting = []
+        for sock, server in zip(sockets, self.servers):
+            with suppress(BlockingIOError): # until there are none
+                while True: waiting.append(sock.accept()[0])
+            server.close()
+        make = lambda: self.config.http_protocol_class(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        for connection in waiting: await asyncio.get_running_loop().connect_accepted_socket(make, connection)
 
 
 class Watch(threading.Thread):

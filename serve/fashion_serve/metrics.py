@@ -1,0 +1,69 @@
+"What Prometheus reads: counted by every worker, added up over all of them when it asks"
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from fashion_serve.record import STAGES, Record
+
+SECONDS = (.001, .0025, .005, .01, .025, .05, .1, .2, .3, .5, 1, 2.5, 5, 10) # the SLA's 0.2 and 0.3 among them
+CHANCES = tuple(i / 20 for i in range(1, 21))
+
+_registry = CollectorRegistry()
+_own = dict(registry=_registry, namespace='fashion')
+REQUESTS = Counter('requests', 'Requests answered', ('route', 'method', 'status'), **_own)
+REQUEST_SECONDS = Histogram('request_seconds', 'From the first byte of a request to the last of its answer', ('route',), buckets=SECONDS, **_own)
+STAGE_SECONDS = Histogram('stage_seconds', 'Time of one stage of an answer', ('stage',), buckets=SECONDS, **_own)
+PROBLEMS = Counter('problems', 'Requests that ended in a problem', ('code',), **_own)
+SHED = Counter('shed', 'Requests turned away because of load', ('reason',), **_own)
+PREDICTIONS = Counter('predictions', 'Pictures answered', ('model', 'version', 'label'), **_own)
+CONFIDENCE = Histogram('confidence', 'Probability of the most likely label', ('model',), buckets=CHANCES, **_own)
+PICTURE_BYTES = Histogram('picture_bytes', 'Size of a picture file', buckets=(1e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7), **_own)
+BATCH = Histogram('batch_pictures', 'Pictures that went through a network together', ('model',), buckets=(1, 2, 4, 8), **_own)
+WAITING = Gauge('queue_pictures', 'Pictures that wait for a thread', multiprocess_mode='livesum', **_own)
+WAIT = Gauge('queue_seconds', 'Estimated wait of a picture that comes now, in the fullest worker', multiprocess_mode='livemax', **_own)
+READY = Gauge('workers_ready', 'Workers that are ready', multiprocess_mode='livesum', **_own)
+MODEL = Gauge('model_info', 'Which version of a model answers', ('model', 'version'), multiprocess_mode='livemax', **_own)
+_stages = {stage: STAGE_SECONDS.labels(stage) for stage in STAGES}
+
+
+def observe(record: Record):
+    "Count one request that has ended"
+    REQUESTS.labels(record.route, record.method, record.status).inc()
+    REQUEST_SECONDS.labels(record.route).observe(record.seconds)
+    for stage, seconds in record.stages.items(): _stages[stage].observe(seconds)
+    if record.code: PROBLEMS.labels(record.code).inc()
+    for p in record.pictures:
+        PREDICTIONS.labels(p.model, p.version, p.label).inc()
+        CONFIDENCE.labels(p.model).observe(p.probability)
+        PICTURE_BYTES.observe(p.size)
+
+
+class Processes:
+    "CPU, memory and open files of each process, read from /proc (nothing where there is none)"
+    def __init__(self, pids): self.pids = pids
+
+    def collect(self) -> Iterator[Metric]:
+        cpu = CounterMetricFamily('process_cpu_seconds', 'Processor time used', labels=['pid'])
+        memory = GaugeMetricFamily('process_resident_memory_bytes', 'Resident memory', labels=['pid'])
+        files = GaugeMetricFamily('process_open_fds', 'Open files', labels=['pid'])
+        for pid in self.pids():
+            try:
+                values = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+                open_files = len(os.listdir(f'/proc/{pid}/fd'))
+            except OSError: continue
+            cpu.add_metric([str(pid)], (int(values[11]) + int(values[12])) / os.sysconf('SC_CLK_TCK'))
+            memory.add_metric([str(pid)], int(values[21]) * os.sysconf('SC_PAGE_SIZE'))
+            files.add_metric([str(pid)], open_files)
+        yield from (cpu, memory, files)
+
+
+def exposition(pids) -> bytes:
+    "Everything, in Prometheus' text format; `pids()` are the processes of the service"
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry) if 'PROMETHEUS_MULTIPROC_DIR' in os.environ else registry.register(_registry)
+    registry.register(Processes(pids))
+    return generate_latest(registry)

@@ -1,0 +1,142 @@
+"Processes that end, hang or are told to stop: others go on, and are soon as many as before"
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+
+@pytest.fixture
+def two(serve, models_dir):
+    "A service with two workers that do not wait long for each other"
+    service = serve('--port', '0', '--models_dir', str(models_dir), '--workers', '2', '--default_model', 'fashion_mnist', env=dict(os.environ, FASHION_HANG_TIMEOUT='2', FASHION_DEADLINE='30'))
+    service.wait()
+    return service
+
+
+def workers(service) -> set[int]:
+    "Process ids"
+    found = set()
+    for p in psutil.Process(service.pid).children():
+        with suppress(psutil.Error): # it has just ended
+            if 'resource_tracker' not in ' '.join(p.cmdline()): found.add(p.pid)
+    return found
+
+
+class Load(threading.Thread):
+    "Clients that ask all the time, each over one connection, and write down every answer that did not come"
+    def __init__(self, service, body: bytes, clients: int = 4):
+        super().__init__(daemon=True)
+        self.where, self.body, self.ended = urlsplit(service.url), body, threading.Event()
+        self.statuses: list[int] = []
+        self.lost: list[str] = [] # asked on a connection that was made, but not answered
+        self.threads = [threading.Thread(target=self._client, daemon=True) for _ in range(clients)]
+
+    def __enter__(self):
+        for t in self.threads: t.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        for t in self.threads: t.join(20)
+
+    def _client(self):
+        connection = None
+        while not self.ended.is_set():
+            connection = connection or http.client.HTTPConnection(self.where.hostname, self.where.port, timeout=15)
+            try: connection.connect() if connection.sock is None else None
+            except OSError: # nobody listens: nothing was asked
+                connection = None
+                time.sleep(.01)
+                continue
+            try:
+                connection.request('POST', '/v1/predict', self.body)
+                answer = connection.getresponse()
+                answer.read()
+                self.statuses.append(answer.status)
+                if answer.will_close: connection.close()
+            except (OSError, http.client.HTTPException) as e:
+                self.lost.append(repr(e))
+                connection.close()
+                connection = None
+
+
+def wait_for(condition, seconds: float) -> float:
+    "Seconds until it was true"
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < seconds, f'not after {seconds} s'
+        time.sleep(.02)
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP], ids=['killed', 'crashed', 'hung'])
+def test_a_worker_that_is_lost_is_replaced(two, samples, how):
+    before, victim = workers(two), min(workers(two))
+    with Load(two, samples['bag']) as load:
+        wait_for(lambda: len(load.statuses) > 20, 10)
+        os.kill(victim, how)
+        print('replaced after', wait_for(lambda: len(workers(two)) == 2 and victim not in workers(two), 12))
+        done = len(load.statuses)
+        wait_for(lambda: len(load.statuses) > done + 50, 10)
+    assert set(load.statuses) == {200} and len(load.lost) <= 4 # one at most for each client
+    assert len(before & workers(two)) == 1
+    with urllib.request.urlopen(two.url + 'readyz') as answer: assert answer.status == 200
+    two.stop()
+
+
+def test_no_accepted_request_is_lost_when_it_stops(two, samples):
+    with Load(two, samples['bag']) as load:
+        wait_for(lambda: len(load.statuses) > 50, 10)
+        code, said = two.stop()
+    assert (code, said) == (0, '') and set(load.statuses) == {200} and not load.lost, load.lost[:5]
+
+
+def test_not_ready_before_it_stops_answering(two, samples):
+    where, seen = urlsplit(two.url), []
+    two.process.send_signal(signal.SIGTERM)
+    def look():
+        connection = http.client.HTTPConnection(where.hostname, where.port, timeout=5)
+        try:
+            connection.request('GET', '/readyz')
+            seen.append(connection.getresponse().status)
+            connection.request('POST', '/v1/predict', samples['bag'])
+            seen.append(connection.getresponse().status)
+        except (OSError, http.client.HTTPException): seen.append(0)
+        return (503, 200) in zip(seen, seen[1:])
+    wait_for(look, 5)
+    assert two.stop() == (0, '')
+
+
+def test_workers_end_with_the_one_that_started_them(two):
+    left = [psutil.Process(pid) for pid in workers(two)]
+    two.process.kill()
+    assert not psutil.wait_procs(left, timeout=10)[1]
+
+
+STUCK = '''
+import asyncio, threading, time
+from fashion_serve.worker import Watch
+class Engine:
+    def busy_for(self, now): return {busy}
+async def main():
+    Watch(asyncio.get_running_loop(), Engine(), .5).start()
+    {wait}
+asyncio.run(main())
+print('went on')
+'''
+
+
+@pytest.mark.parametrize(('busy', 'wait', 'words'), [('9', 'await asyncio.sleep(5)', 'a thread that works on pictures'), ('0', 'time.sleep(5)', 'the event loop'), ('.1', 'await asyncio.sleep(1)', '')])
+def test_a_stuck_worker_ends_itself(busy, wait, words):
+    done = subprocess.run([sys.executable, '-c', STUCK.format(busy=busy, wait=wait)], capture_output=True, text=True, timeout=30)
+    if words: assert done.returncode == 75 and words in done.stderr and 'went on' not in done.stdout
+    else: assert (done.returncode, done.stdout) == (0, 'went on\n')
