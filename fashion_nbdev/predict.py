@@ -196,8 +196,14 @@ class Predictor:
     def probabilities(self,
         batch: np.ndarray, # uint8 [n, height, width, channels]
     ) -> np.ndarray: # float64 [n, classes], rows sum to 1
+        "Calibrated probabilities of images"
+        return self.calibrated(self.logits(batch))
+
+    def calibrated(self,
+        logits: np.ndarray, # float32 [n, classes]
+    ) -> np.ndarray: # float64 [n, classes], rows sum to 1
         "Calibrated probabilities: softmax of logits / temperature"
-        return _softmax(self.logits(batch) / self.info.temperature)
+        return _softmax(logits / self.info.temperature)
 
     def predict(self,
         x: Any, # what `prepare` takes, or a list of it, or uint8 [n, h, w, c]

@@ -37,20 +37,23 @@ class Pace:
         self.megapixel *= 1 + self.memory * (1 - share) * (ratio - 1)
 
 
-def _never() -> bool: return False
+Gone = Callable[[], bool] # whether the client has left; asked from any thread
+
+
+def never() -> bool: return False
 
 
 @dataclass(slots=True, eq=False)
 class Job:
     "One picture on its way through the service"
-    kind: Any # what is asked of whom; jobs of one kind can be worked on together
-    data: bytes # the file
-    pixels: int # its width times its height
+    kind: Any # what is asked of whom, see work.py; equal ones can be done together
+    data: Any # what its kind takes: a picture file, a tensor
+    pixels: int # width times height of the picture, or of all in a tensor
     cost: float # estimated seconds of one thread
     deadline: float # `time.perf_counter()` after which nobody waits for it
     future: asyncio.Future
     lane: Lane = Lane.INTERACTIVE
-    gone: Callable[[], bool] = _never # whether the client has left
+    gone: Gone = never
     queued: float = field(default_factory=time.perf_counter)
 
     def is_wanted(self, now: float) -> bool:
@@ -85,14 +88,14 @@ class WorkQueue:
             self.seconds[job.lane] += job.cost
             self.changed.notify()
 
-    def take(self, most: Callable[[Any], int] = lambda kind: 1) -> list[Job]:
-        "Wait for the next job, and take those of the same kind that wait behind it, up to `most(kind)`; [] once closed and empty"
+    def take(self) -> list[Job]:
+        "Wait for the next job, and take those of the same kind that wait behind it, up to its `batch`; [] once closed and empty"
         with self.changed:
             while not (lane := next(filter(None, self.lanes.values()), None)):
                 if self.closed: return []
                 self.changed.wait()
             jobs = [lane.popleft()]
-            while lane and lane[0].kind == jobs[0].kind and len(jobs) < most(jobs[0].kind): jobs.append(lane.popleft())
+            while lane and lane[0].kind == jobs[0].kind and len(jobs) < jobs[0].kind.batch: jobs.append(lane.popleft())
             self.working += len(jobs)
             return jobs
 

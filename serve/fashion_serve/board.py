@@ -1,27 +1,58 @@
-"A folder that the processes of one service share: each says there how it is, in a small file of its own"
-import json
+"A folder that the processes of one service share: each says there how it is, and all read there which models shall answer"
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import msgspec
+from filelock import FileLock
 
 from fashion_nbdev.core import write_beside
 
 
+class Note(msgspec.Struct):
+    "What a worker says of itself"
+    ready: bool = False
+    models: list[str] = []
+    generation: int = 0 # of the plan that it follows
+    error: str = ''
+
+
+class TrialPlan(msgspec.Struct):
+    "A candidate that shall be tried"
+    version: str
+    share: float # of the requests
+    shadow: bool # its answers are compared and thrown away
+
+
+class Plan(msgspec.Struct):
+    "Versions that shall answer instead of the files that were there at the start"
+    generation: int = 0
+    models: dict[str, str] = {} # name -> version
+    trials: dict[str, TrialPlan] = {} # name -> candidate
+
+
+def _write(path: Path, data: bytes):
+    with write_beside(path) as tmp: tmp.write_bytes(data)
+
+
 class Board:
-    "Notes of the workers; made by the process that starts them, gone with it"
+    "Made by the process that starts the workers, gone with it"
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.metrics = self.folder / 'metrics' # what Prometheus' client counts in every process
 
+    # ---- the workers
     def _note(self, pid: int) -> Path: return self.folder / f'worker-{pid}.json'
 
-    def publish(self, **state):
+    def publish(self, note: Note):
         "Say how this process is"
-        with write_beside(self._note(os.getpid())) as tmp: tmp.write_text(json.dumps(state))
+        _write(self._note(os.getpid()), msgspec.json.encode(note))
 
-    def read(self, pid: int) -> dict:
-        "What a process has said last; {} before it has said anything"
-        try: return json.loads(self._note(pid).read_text())
-        except FileNotFoundError: return {}
+    def read(self, pid: int) -> Note:
+        "What a process has said last"
+        try: return msgspec.json.decode(self._note(pid).read_bytes(), type=Note)
+        except FileNotFoundError: return Note()
 
     def forget(self, pid: int):
         "A process has ended"
@@ -30,4 +61,35 @@ class Board:
 
     def pids(self) -> list[int]:
         "The workers that have said how they are"
-        return [int(note.stem.partition('-')[2]) for note in self.folder.glob('worker-*.json')]
+        return sorted(int(note.stem.partition('-')[2]) for note in self.folder.glob('worker-*.json'))
+
+    def processes(self) -> list[int]:
+        "This worker, the others, and the one that started them"
+        return sorted({os.getpid(), *self.pids()} | ({os.getppid()} if self.pids() else set()))
+
+    def is_first(self) -> bool:
+        "Whether this worker does what one has to do for all"
+        return self.pids()[:1] == [os.getpid()]
+
+    # ---- the models
+    def file(self, version: str) -> Path: return self.folder / f'{version}.onnx'
+
+    def keep(self, version: str, data: bytes):
+        "Lay a verified model file where all workers find it, whatever becomes of the original"
+        if not self.file(version).is_file(): _write(self.file(version), data)
+
+    def plan(self) -> Plan:
+        try: return msgspec.json.decode((self.folder / 'plan.json').read_bytes(), type=Plan)
+        except FileNotFoundError: return Plan()
+
+    @contextmanager
+    def editing(self) -> Iterator[Plan]:
+        "The plan, written when it has been changed; one worker at a time"
+        with FileLock(self.folder / 'lock', timeout=10):
+            yield (plan := self.plan())
+            plan.generation += 1
+            _write(self.folder / 'plan.json', msgspec.json.encode(plan))
+
+    def all_follow(self, generation: int) -> bool:
+        "Whether every worker has come as far as this plan"
+        return all(self.read(pid).generation >= generation for pid in self.pids())

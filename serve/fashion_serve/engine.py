@@ -1,51 +1,46 @@
 "The threads that work on pictures, off the event loop: what waits is bounded, what nobody waits for is not done"
 import asyncio
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from threading import Thread
+
+import numpy as np
 
 from fashion_nbdev.core import FashionError
 from fashion_nbdev.image import ImageError, image_header
-from fashion_nbdev.predict import Failure, Prediction
-from fashion_serve.admission import Job, Lane, WorkQueue
-from fashion_serve.errors import PROBLEMS, Problem, log
-from fashion_serve.metrics import BATCH, MODEL, READY, SHED, WAIT, WAITING
-from fashion_serve.models import Model, find_models, open_model, pick_default
-from fashion_serve.record import Picture, Record
+from fashion_serve.admission import Gone, Job, Lane, WorkQueue, never
+from fashion_serve.errors import Problem, log
+from fashion_serve.metrics import READY, SHADOWS, SHED, WAIT, WAITING
+from fashion_serve.registry import Registry, Trial
 from fashion_serve.settings import Settings
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    "A prediction, and how long it waited for a thread"
-    prediction: Prediction
-    waited: float # seconds
+from fashion_serve.upload import Budget
+from fashion_serve.work import Answer, Classify, Infer, work
 
 
 class Engine:
     "Loads the models, says when they are ready, and runs pictures through them in a bounded number of threads"
-    def __init__(self, settings: Settings):
-        self.settings = settings
-        self.models: dict[str, Model] = {}
-        self.default = ''
+    def __init__(self, settings: Settings, registry: Registry):
+        self.settings, self.registry = settings, registry
         self.ready = False
         self.draining = False # still answering, but soon no more
         self.error: FashionError | None = None # why the models could not be loaded
         self.settled = asyncio.Event() # loading has ended, well or badly
+        self.budget = Budget(settings.max_pending_bytes)
         self.queue = WorkQueue(settings.threads)
         self.begun: list[float | None] = [None] * settings.threads # since when each thread has been at work
         self.threads = [Thread(target=self._work, args=(i,), name=f'picture-{i}', daemon=True) for i in range(settings.threads)]
 
     async def start(self):
         "Load and warm up every model; a bad file leaves the service not ready and `error` names it"
-        try: self.models, self.default = await asyncio.to_thread(self._load)
+        try: await asyncio.to_thread(self.registry.load)
         except FashionError as e: self.error = e
         except Exception as e: # nobody foresaw it, but the one who starts the service should read it
             log.exception('loading the models failed')
             self.error = FashionError(f'loading the models failed: {e}')
         else:
             for thread in self.threads: thread.start()
-            for model in self.models.values(): MODEL.labels(model.name, model.predictor.info.version).set(1)
             self._set_ready(True)
         finally: self.settled.set()
 
@@ -58,40 +53,85 @@ class Engine:
         self.ready = ready
         READY.set(int(ready))
 
-    def _load(self) -> tuple[dict[str, Model], str]:
-        files = find_models(self.settings.models_dir)
-        default = pick_default(list(files), self.settings.default_model)
-        return {name: open_model(path, self.settings.limits) for name, path in files.items()}, default
-
     def check_ready(self):
         "Raises the `Problem` that says why there is no answer yet"
         if self.ready: return
         why = str(self.error) if self.error else 'the models are being loaded: please try again in a moment'
         raise Problem('not_ready', why, {'Retry-After': '1'})
 
-    def get(self, name: str | None) -> Model:
-        "The model called `name`, or the default one; raises `Problem`"
-        self.check_ready()
-        if model := self.models.get(name or self.default): return model
-        raise Problem('unknown_model', f'there is no model {name[:40]!r}: choose one of {", ".join(self.models)}')
+    def submit(self, kind: Classify | Infer, data: bytes | np.ndarray, pixels: int, gone: Gone = never) -> asyncio.Future:
+        "Take on one job, in people's lane: its `Answer` to come; raises `Problem` if that would be too late"
+        begun, allowed, cost = time.perf_counter(), self.settings.deadline, kind.pace.estimate(pixels)
+        self._admit(cost, Lane.INTERACTIVE, allowed)
+        return self._put(Job(kind, data, pixels, cost, begun + allowed, asyncio.get_running_loop().create_future(), Lane.INTERACTIVE, gone))
 
-    async def predict(self, model: Model, data: bytes, top_k: int, lang: str, record: Record, gone=lambda: False, lane: Lane = Lane.INTERACTIVE) -> Answer:
-        "Categorise one picture in a thread, and note it in `record`; raises `ImageError`, and `Problem` if it would come too late"
-        begun = time.perf_counter()
-        header = image_header(data, self.settings.limits)
-        pixels, allowed = header.width * header.height, self.settings.deadline
-        cost = model.pace.estimate(pixels)
+    async def tried(self, coming: asyncio.Future, kind: Classify, data: bytes, pixels: int, gone: Gone = never) -> Answer:
+        "What was submitted, counted if a candidate was asked; where that fails, the model that it would replace answers"
+        stable = self.registry.models[kind.model.name]
+        trial = self.registry.trials.get(kind.model.name)
+        if kind.model is stable:
+            answer = await coming
+            if trial := self.registry.shadow_of(stable): self._ask_shadow(trial, kind, data, pixels, answer)
+            return answer
+        try: answer = await coming
+        except (Problem, ImageError): raise # the picture, or the load, not the candidate
+        except Exception as e:
+            log.error('the candidate for %s failed', stable.name, exc_info=e)
+            if trial: trial.failures += 1
+            return await self.submit(replace(kind, model=stable), data, pixels, gone)
+        if trial: trial.answers += 1
+        return answer
+
+    def _ask_shadow(self, trial: Trial, kind: Classify, data: bytes, pixels: int, answer: Answer):
+        "Ask the candidate the same, after all that people wait for; under load it is not asked"
+        if self.queue.wait(Lane.BATCH): return
+        def compare(future: asyncio.Future):
+            if e := future.exception(): trial.failures += not isinstance(e, Problem | ImageError)
+            else:
+                agrees = future.result().value.top[0].label == answer.value.top[0].label
+                trial.answers, trial.agreed = trial.answers + 1, trial.agreed + agrees
+                SHADOWS.labels(kind.model.name, str(agrees).lower()).inc()
+        end = time.perf_counter() + self.settings.batch_deadline
+        kind = replace(kind, model=trial.model)
+        job = Job(kind, data, pixels, kind.pace.estimate(pixels), end, asyncio.get_running_loop().create_future(), Lane.BATCH)
+        self._put(job).add_done_callback(compare)
+
+    def submit_all(self, kind: Classify, files: list[bytes], gone: Gone = never) -> Iterator[asyncio.Future]:
+        "Take on many jobs, in the lane of batches: the `Answer` to come of each, in order, a few of them begun ahead; raises `Problem` if all would be too late"
+        begun, allowed, loop = time.perf_counter(), self.settings.batch_deadline, asyncio.get_running_loop()
+        jobs = []
+        for data in files:
+            pixels, future = self.pixels(data), loop.create_future()
+            bad = isinstance(pixels, Exception)
+            jobs.append(Job(kind, data, 0 if bad else pixels, 0.0 if bad else kind.pace.estimate(pixels), begun + allowed, future, Lane.BATCH, gone))
+            if bad: _fail(future, pixels)
+        self._admit(sum(job.cost for job in jobs), Lane.BATCH, allowed)
+        return self._begun_ahead(jobs)
+
+    def _begun_ahead(self, jobs: list[Job]) -> Iterator[asyncio.Future]:
+        todo = iter(job for job in jobs if not job.future.done()) # the others are known to be bad
+        for job in islice(todo, 2 * self.settings.threads): self._put(job)
+        for job in jobs:
+            good = not job.future.done() or job.future.exception() is None
+            yield job.future
+            if good and (later := next(todo, None)): self._put(later)
+
+    def pixels(self, data: bytes) -> int | ImageError:
+        "What a picture file says it has"
+        try: header = image_header(data, self.settings.limits)
+        except ImageError as e: return e
+        return header.width * header.height
+
+    def _admit(self, cost: float, lane: Lane, allowed: float):
         try: self.queue.admit(cost, lane, allowed)
         except Problem:
             SHED.labels('queue').inc()
             raise
-        job = Job((model, top_k, lang), data, pixels, cost, begun + allowed, asyncio.get_running_loop().create_future(), lane, gone)
+
+    def _put(self, job: Job) -> asyncio.Future:
         self.queue.put(job)
         self._show_queue()
-        record.add('admit', job.queued - begun)
-        answer = await job.future
-        _note(record, model, data, answer)
-        return answer
+        return job.future
 
     def _show_queue(self):
         WAITING.set(self.queue.waiting())
@@ -102,53 +142,24 @@ class Engine:
         return max((now - begun for begun in self.begun if begun is not None), default=0.0)
 
     def _work(self, i: int):
-        "What each thread does: take jobs, answer them together, hand the answers to the event loop"
-        while jobs := self.queue.take(lambda kind: kind[0].batch):
+        "What each thread does: take jobs, do them together, hand what came of them to the event loop"
+        while jobs := self.queue.take():
             self.begun[i] = time.monotonic()
-            try: answers = _answers(jobs)
-            except Exception as e: answers = [(job, e) for job in jobs] # nobody foresaw it; the request ends as our mistake
+            try: found = work(jobs)
+            except Exception as e: found = [(job, e) for job in jobs] # nobody foresaw it; the request ends as our mistake
             self.begun[i] = None
             self.queue.done(jobs)
             self._show_queue()
-            try: jobs[0].future.get_loop().call_soon_threadsafe(_deliver, answers)
+            try: jobs[0].future.get_loop().call_soon_threadsafe(_deliver, found)
             except RuntimeError: pass # the loop has ended: nobody is there to hear it
 
 
-def _note(record: Record, model: Model, data: bytes, answer: Answer):
-    "What the log and the metrics want to know of an answer"
-    best, spent = answer.prediction.top[0], answer.prediction.timing_ms
-    for stage, seconds in (('queue', answer.waited), ('decode', spent.decode / 1000), ('infer', spent.infer / 1000)): record.add(stage, seconds)
-    record.pictures.append(Picture(model.name, model.predictor.info.version, best.label, best.probability, len(data)))
+def _deliver(found: list[tuple[Job, Answer | Exception]]):
+    for job, answer in found:
+        if job.future.done(): continue # nobody waits for it
+        _fail(job.future, answer) if isinstance(answer, Exception) else job.future.set_result(answer)
 
 
-def _answers(jobs: list[Job]) -> list[tuple[Job, Answer | Exception]]:
-    "What each of some jobs of one kind gets"
-    begun = time.perf_counter()
-    wanted = [job for job in jobs if job.is_wanted(begun)]
-    found = {job: _unwanted(job) for job in jobs if job not in wanted}
-    if not wanted: return list(found.items())
-    model, top_k, lang = wanted[0].kind
-    BATCH.labels(model.name).observe(len(wanted))
-    for job, r in zip(wanted, model.predictor.classify([job.data for job in wanted], top_k, lang)): found[job] = _outcome(r, begun - job.queued)
-    spent = (time.perf_counter() - begun) / len(wanted)
-    for job in wanted: model.pace.learn(job.pixels, spent)
-    return list(found.items())
-
-
-def _unwanted(job: Job) -> Problem:
-    "Why a job that was taken on is not done"
-    reason = 'left' if job.gone() else 'deadline'
-    SHED.labels(reason).inc()
-    if reason == 'left': return Problem('client_left', 'the connection was closed before the answer')
-    return Problem('overloaded', 'its turn came too late: please try again', {'Retry-After': '1'})
-
-
-def _outcome(r: Prediction | Failure, waited: float) -> Answer | Exception:
-    if isinstance(r, Prediction): return Answer(r, waited)
-    return ImageError(r.code, r.message) if r.code in PROBLEMS else RuntimeError(r.message)
-
-
-def _deliver(answers: list[tuple[Job, Answer | Exception]]):
-    for job, answer in answers:
-        if job.future.done(): continue # its client has left
-        job.future.set_exception(answer) if isinstance(answer, Exception) else job.future.set_result(answer)
+def _fail(future: asyncio.Future, e: Exception):
+    future.set_exception(e)
+    future.exception() # marks it as seen: whoever should have waited may have left

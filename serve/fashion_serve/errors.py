@@ -30,12 +30,16 @@ PROBLEMS = {
     'too_many_scans': Kind(422, 'The JPEG has too many scans'),
     'corrupt': Kind(422, 'The picture is damaged'),
     'bad_image': Kind(422, 'The picture cannot be used'),
+    'bad_tensor': Kind(400, 'The tensor cannot be used'),
     'bad_multipart': Kind(400, 'The multipart form cannot be read'),
     'missing_file': Kind(400, 'The form has no file'),
     'incomplete_body': Kind(400, 'The request ended early'),
     'bad_length': Kind(400, 'Content-Length is not a number'),
     'invalid_parameter': Kind(422, 'A parameter is not valid'),
     'unknown_model': Kind(404, 'No such model'),
+    'bad_model': Kind(422, 'The model file cannot be used'),
+    'no_trial': Kind(404, 'No candidate is being tried'),
+    'not_allowed': Kind(403, 'Not allowed'),
     'not_found': Kind(404, 'No such address'),
     'method_not_allowed': Kind(405, 'This address does not take that method'),
     'bad_request': Kind(400, 'The request cannot be understood'),
@@ -63,10 +67,19 @@ def problem_body(code: str, detail: str, request_id: str) -> dict:
                 request_id=request_id)
 
 
+def problem_of(e: Exception, request_id: str) -> dict:
+    "The problem that an error is"
+    if isinstance(e, Problem): return problem_body(e.code, e.detail, request_id)
+    if isinstance(e, ImageError): return problem_body(e.code if e.code in PROBLEMS else 'bad_image', str(e), request_id)
+    log.error('request %s failed', request_id, exc_info=e)
+    return problem_body('internal_error', 'the mistake is ours and has been logged: please try again', request_id)
+
+
 def respond(request: Request, code: str, detail: str, headers=None) -> JSONResponse:
     "The answer that carries a problem"
     body = problem_body(code, detail, getattr(request.state, 'request_id', ''))
     if record := getattr(request.state, 'record', None): record.code = code
+    if request.url.path.startswith('/v2'): body['error'] = detail # where clients of that protocol look
     return JSONResponse(body, body['status'], headers=headers, media_type=MEDIA_TYPE)
 
 

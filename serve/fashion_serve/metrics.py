@@ -28,6 +28,8 @@ WAIT = Gauge('queue_seconds', 'Estimated wait of a picture that comes now, in th
 READY = Gauge('workers_ready', 'Workers that are ready', multiprocess_mode='livesum', **_own)
 MODEL = Gauge('model_info', 'Which version of a model answers', ('model', 'version'), multiprocess_mode='livemax', **_own)
 _stages = {stage: STAGE_SECONDS.labels(stage) for stage in STAGES}
+ROLLBACKS = Counter('rollbacks', 'Candidates that were no longer tried because they did badly', ('model',), **_own)
+SHADOWS = Counter('shadow_answers', 'Answers of a candidate in the shadow', ('model', 'agrees'), **_own)
 
 
 def observe(record: Record):
@@ -39,7 +41,7 @@ def observe(record: Record):
     for p in record.pictures:
         PREDICTIONS.labels(p.model, p.version, p.label).inc()
         CONFIDENCE.labels(p.model).observe(p.probability)
-        PICTURE_BYTES.observe(p.size)
+        if p.size: PICTURE_BYTES.observe(p.size)
 
 
 class Processes:

@@ -14,15 +14,22 @@ from fashion_serve.admission import Pace
 
 BATCHES = (2, 4, 8) # pictures that may go through a network together
 GAIN = 1.1 # how many times faster that must be
+CANDIDATE = '.next' # at the end of the name of a file that may replace a model
 
 
 def find_models(folder: Path | None) -> dict[str, Path]:
     "Name -> file: the .onnx files of `folder`, or of the places where shipped models are; raises `ConfigError`"
     if folder and not folder.is_dir(): raise ConfigError(f'models_dir {folder} is not a folder: give one that holds .onnx files')
     folders = [folder] if folder else models_dirs()
-    found = {p.stem: p for d in reversed(folders) for p in sorted(d.glob('*.onnx')) if not p.name.startswith('.')}
+    found = {p.stem: p for d in reversed(folders) for p in sorted(d.glob('*.onnx')) if not p.name.startswith('.') and not p.stem.endswith(CANDIDATE)}
     if found: return dict(sorted(found.items()))
     raise ConfigError(f'no .onnx file in {", ".join(map(str, folders)) or "any models folder"}: fashion_export makes one')
+
+
+def candidate_file(folder: Path | None, name: str) -> Path | None:
+    "NAME.next.onnx, if it is there"
+    folders = [folder] if folder else models_dirs()
+    return next((p for d in folders if (p := d / f'{name}{CANDIDATE}.onnx').is_file()), None)
 
 
 def pick_default(names: list[str], wanted: str | None) -> str:
@@ -34,16 +41,22 @@ def pick_default(names: list[str], wanted: str | None) -> str:
 @dataclass(frozen=True, eq=False)
 class Model:
     "A model that can answer"
-    name: str # of its file
+    name: str # under which it answers
     predictor: Predictor
     batch: int # pictures that gain from going through the network together
-    pace: Pace = field(repr=False) # how long its answers take
+    pace: Pace = field(repr=False) # how long answers to picture files take
+    tensor_pace: Pace = field(repr=False) # likewise to tensors
+
+    @property
+    def version(self) -> str: return self.predictor.info.version
 
 
-def open_model(path: Path, limits: ImageLimits) -> Model:
-    "Load, verify, warm up and measure a model file; raises `ModelError`, `ConfigError`"
-    predictor = Predictor.load(path, limits=limits)
-    return Model(path.stem, predictor, _best_batch(predictor), Pace(picture=_first_answers(predictor)))
+def open_model(name: str, data: bytes, limits: ImageLimits) -> Model:
+    "Verify, warm up and measure a model; raises `ModelError`"
+    predictor = Predictor(data, limits=limits)
+    i, batch = predictor.info, _best_batch(predictor)
+    one = _seconds(predictor.logits, np.zeros((1, i.height, i.width, i.channels), np.uint8))
+    return Model(name, predictor, batch, Pace(_first_answers(predictor)), Pace(one / 10, one / (i.height * i.width / 1e6)))
 
 
 def _first_answers(predictor: Predictor, n: int = 3) -> float:

@@ -11,6 +11,20 @@ PICTURE_BODY = {'requestBody': {
     'required': True,
     'description': 'One JPEG, PNG, WebP, GIF or BMP picture. Its content decides what it is, not the header.',
     'content': {'image/*': _BINARY, 'application/octet-stream': _BINARY, 'multipart/form-data': {'schema': _FORM}}}}
+BATCH_BODY = {'requestBody': {
+    'required': True,
+    'description': 'Pictures, each in a field `file`.',
+    'content': {'multipart/form-data': {'schema': {'type': 'object', 'required': ['file'], 'properties': {'file': {'type': 'array', 'items': _BINARY['schema']}}}}}}}
+TENSOR_BODY = {'requestBody': {
+    'required': True,
+    'description': 'JSON of the Open Inference Protocol, or with `Inference-Header-Content-Length` JSON followed by the bytes of the tensor.',
+    'content': {'application/octet-stream': _BINARY, 'application/json': {'schema': {'type': 'object', 'required': ['inputs'], 'properties': {
+        'id': {'type': 'string'}, 'parameters': {'type': 'object'},
+        'inputs': {'type': 'array', 'items': {'type': 'object', 'required': ['name', 'shape', 'datatype'], 'properties': {
+            'name': {'const': 'image'}, 'shape': {'type': 'array', 'items': {'type': 'integer'}}, 'datatype': {'const': 'UINT8'},
+            'parameters': {'type': 'object'}, 'data': {'type': 'array'}}}},
+        'outputs': {'type': 'array', 'items': {'type': 'object', 'required': ['name'], 'properties': {
+            'name': {'enum': ['logits', 'probabilities']}, 'parameters': {'type': 'object'}}}}}}}}}}
 
 
 def problems(*codes: str) -> dict[int, dict]:

@@ -1,7 +1,6 @@
 "The HTTP interface: each route validates and delegates"
 import asyncio
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,13 +10,14 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from fashion_serve import schemas as s
-from fashion_serve.engine import Answer, Engine
-from fashion_serve.errors import PROBLEMS, Problem
+from fashion_serve.answers import NDJSON, answered, as_json, gone, ms, note, pixels_of, timing_of
+from fashion_serve.engine import Engine
+from fashion_serve.errors import PROBLEMS, Problem, problem_of
 from fashion_serve.metrics import exposition
 from fashion_serve.models import Model
-from fashion_serve.openapi import PICTURE_BODY, problems
-from fashion_serve.record import Record
-from fashion_serve.upload import read_picture
+from fashion_serve.openapi import BATCH_BODY, PICTURE_BODY, problems
+from fashion_serve.upload import read_picture, read_pictures
+from fashion_serve.work import Classify
 
 PAGE = Path(__file__).parent / 'page'
 
@@ -42,46 +42,58 @@ def describe(model: Model, default: str) -> s.ModelOut:
         created=info.created, licences=info.licences, provider=model.predictor.provider)
 
 
-@v1.post('/predict', summary='Categorise one picture', openapi_extra=PICTURE_BODY, response_model=s.PredictionOut, tags=['predict'], responses=problems(
-    'empty', 'bad_multipart', 'missing_file', 'incomplete_body', 'bad_length', 'unknown_model', 'too_large',
-    'unsupported_format', 'too_many_pixels', 'side_too_long', 'too_many_scans', 'corrupt', 'bad_image', 'invalid_parameter', 'overloaded'))
+_PICTURE = 'unsupported_format', 'too_many_pixels', 'side_too_long', 'too_many_scans', 'corrupt', 'bad_image' # what a picture can be
+_UPLOAD = 'empty', 'bad_multipart', 'missing_file', 'incomplete_body', 'bad_length', 'unknown_model', 'too_large', 'invalid_parameter', 'overloaded'
+
+
+def asked(query: s.PredictQuery, engine: Engine, one: bool) -> Classify:
+    "Which model is asked, and for what; a candidate only for `one` picture. Raises `Problem`"
+    engine.check_ready()
+    model = (engine.registry.pick if one else engine.registry.get)(query.model)
+    n = len(model.predictor.info.labels)
+    if query.top_k > n: raise Problem('invalid_parameter', f'top_k is {query.top_k}, but {model.name} has {n} labels: give 1 to {n}')
+    return Classify(model, query.top_k, query.lang)
+
+
+@v1.post('/predict', summary='Categorise one picture', openapi_extra=PICTURE_BODY, tags=['predict'], response_model=s.PredictionOut, responses=problems(*_UPLOAD, *_PICTURE))
 async def predict(request: Request, engine: EngineDep, query: Annotated[s.PredictQuery, Query()]) -> Response:
     "The most likely labels of the picture sent, as the raw body or as the field `file` of a multipart form."
-    record: Record = request.state.record
-    model = engine.get(query.model)
-    n = len(model.predictor.info.labels)
-    if query.top_k > n:
-        raise Problem('invalid_parameter', f'top_k is {query.top_k}, but {model.name} has {n} labels: give 1 to {n}')
-    data = await read_picture(request, engine.settings.max_bytes, engine.settings.read_timeout)
-    record.add('read', time.perf_counter() - record.begun)
-    answer = await engine.predict(model, data, query.top_k, query.lang, record, _gone(request))
-    return _json(encode_answer(record, model, answer), record)
+    record, kind = request.state.record, asked(query, engine, one=True)
+    with engine.budget.hold() as hold:
+        data = await read_picture(request, engine.settings.max_bytes, engine.settings.read_timeout, hold)
+        record.add('read', time.perf_counter() - record.begun)
+        begun = time.perf_counter()
+        pixels, left = pixels_of(data, engine), gone(request)
+        coming = engine.submit(kind, data, pixels, left)
+        record.add('admit', time.perf_counter() - begun)
+        answer = await engine.tried(coming, kind, data, pixels, left)
+    note(record, len(data), answer)
+    timing = dict(read=ms(record.stages['read']), **timing_of(answer), total=ms(time.perf_counter() - record.begun))
+    return as_json(dict(request_id=record.request_id, **answered(answer), timing_ms=timing), record)
 
 
-def encode_answer(record: Record, model: Model, answer: Answer) -> dict:
-    "A prediction as the contract has it (schemas.PredictionOut)"
-    spent, top = answer.prediction.timing_ms, answer.prediction.top
-    timing = dict(read=_ms(record.stages['read']), queue=_ms(answer.waited), decode=round(spent.decode, 3), infer=round(spent.infer, 3),
-                  total=_ms(time.perf_counter() - record.begun))
-    return dict(request_id=record.request_id, model=model.name, version=model.predictor.info.version,
-                predictions=[score._asdict() for score in top], timing_ms=timing)
-
-
-def _json(body: dict, record: Record) -> Response:
-    begun = time.perf_counter()
-    answer = Response(msgspec.json.encode(body), media_type='application/json')
-    record.add('encode', time.perf_counter() - begun)
-    return answer
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
-
-
-def _gone(request: Request) -> Callable[[], bool]:
-    "Tells, from any thread, whether the client has left; never, where another server's connections do not say it"
-    cycle = request.scope.get('connection')
-    return lambda: cycle is not None and cycle.disconnected
+@v1.post('/predict/batch', summary='Categorise several pictures', openapi_extra=BATCH_BODY, tags=['predict'], response_class=NDJSON, responses=problems(*_UPLOAD))
+async def predict_batch(request: Request, engine: EngineDep, query: Annotated[s.PredictQuery, Query()]) -> Response:
+    "A line of JSON for each picture, in order, as soon as it is known (see BatchLine); a bad picture costs the others nothing."
+    record, kind, limits = request.state.record, asked(query, engine, one=False), engine.settings
+    hold = engine.budget.hold()
+    try:
+        files = await read_pictures(request, limits.max_batch_bytes, limits.max_batch, limits.read_timeout, hold)
+        record.add('read', time.perf_counter() - record.begun)
+        found = engine.submit_all(kind, files, gone(request))
+    except BaseException:
+        hold.give_back()
+        raise
+    async def lines():
+        with hold:
+            for i, data in enumerate(files):
+                try: answer = await next(found)
+                except Exception as e: line = dict(problem=problem_of(e, record.request_id))
+                else:
+                    note(record, len(data), answer)
+                    line = dict(answered(answer), timing_ms=timing_of(answer))
+                yield msgspec.json.encode(dict(index=i, **line)) + b'\n'
+    return NDJSON(lines())
 
 
 @v1.get('/models', summary='The models there are', tags=['models'])
@@ -90,14 +102,15 @@ async def models(engine: EngineDep) -> s.ModelList:
     engine.check_ready()
     limits = engine.settings.limits
     return s.ModelList(
-        default=engine.default, models=[describe(model, engine.default) for model in engine.models.values()],
+        default=engine.registry.default, models=[describe(model, engine.registry.default) for model in engine.registry.models.values()],
         limits=s.LimitsOut(max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, max_side=limits.max_side))
 
 
 @v1.get('/models/{name}', summary='One model', tags=['models'], responses=problems('unknown_model'))
 async def model(name: str, engine: EngineDep) -> s.ModelOut:
     "What a model's file says about itself."
-    return describe(engine.get(name), engine.default)
+    engine.check_ready()
+    return describe(engine.registry.get(name), engine.registry.default)
 
 
 @rest.head('/livez', include_in_schema=False)
@@ -119,7 +132,7 @@ async def readyz(engine: EngineDep) -> s.Status:
 @rest.get('/metrics', summary='What Prometheus reads', tags=['health'], response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     "Counters of all workers, in Prometheus' text format."
-    return Response(await asyncio.to_thread(exposition, request.app.state.pids), media_type=CONTENT_TYPE_LATEST)
+    return Response(await asyncio.to_thread(exposition, request.app.state.board.processes), media_type=CONTENT_TYPE_LATEST)
 
 
 @rest.get('/problems', summary='Every kind of problem', tags=['problems'])

@@ -71,6 +71,14 @@ class ModelOut(BaseModel):
     provider: str = Field(description='what runs it', examples=['cpu'])
 
 
+class TrialOut(BaseModel):
+    "A candidate that is being tried"
+    model: str
+    version: str = Field(description='of the candidate')
+    share: float = Field(description='of the requests')
+    shadow: bool = Field(description='its answers are compared and thrown away')
+
+
 class LimitsOut(BaseModel):
     "The largest picture that is taken"
     max_bytes: int

@@ -9,6 +9,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from fashion_nbdev.core import FashionError
+from fashion_serve.board import Note
 from fashion_serve.worker import ServeConfig, Worker
 
 TICK = .1 # seconds between two looks at the workers
@@ -90,17 +91,17 @@ class Supervisor(Multiprocess):
             if process.exitcode == STARTUP_FAILURE and not self.announced: self._give_up(note)
             elif time.monotonic() - process.begun > PAUSE: self.processes[i] = self._start()
 
-    def _give_up(self, note: dict):
-        self.error = FashionError(note.get('error') or 'a process of the service could not start')
+    def _give_up(self, note: Note):
+        self.error = FashionError(note.error or 'a process of the service could not start')
         self.should_exit.set()
 
     def _announce(self):
         "Once, when all workers are ready"
         if self.announced: return
         notes = [self.config.board.read(process.pid) for process in self.processes]
-        if not all(note.get('ready') for note in notes): return
+        if not all(note.ready for note in notes): return
         self.announced = True
-        print(f'fashion_serve: {", ".join(notes[0]["models"])} ready at {address(self.sockets[0])}', flush=True)
+        print(f'fashion_serve: {", ".join(notes[0].models)} ready at {address(self.sockets[0])}', flush=True)
 
 
 def address(sock: socket.socket) -> str:

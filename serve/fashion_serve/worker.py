@@ -11,7 +11,7 @@ from pathlib import Path
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
-from fashion_serve.board import Board
+from fashion_serve.board import Board, Note
 from fashion_serve.settings import Settings
 
 HUNG = 75 # exit code of a process that noticed it was stuck
@@ -29,7 +29,7 @@ class ServeConfig(uvicorn.Config):
         "Make the app; here, so that the process that only starts others does not load what the app needs"
         from fashion_serve.main import create_app
         from fashion_serve.protocol import BoundedProtocol
-        self.app, self.http = create_app(self.settings, lambda: [os.getppid(), *self.board.pids()]), BoundedProtocol
+        self.app, self.http = create_app(self.settings, self.board), BoundedProtocol
         self.engine = self.app.state.engine
         super().load()
 
@@ -51,8 +51,9 @@ class Worker(uvicorn.Server):
     async def _tell(self):
         engine = self.config.engine
         await engine.settled.wait()
-        self.config.board.publish(ready=engine.ready, models=list(engine.models), error=str(engine.error or ''))
+        self.config.board.publish(Note(engine.ready, list(engine.registry.models), engine.registry.plan.generation, str(engine.error or '')))
         if engine.error: self.should_exit = True
+        else: await engine.registry.keep_following()
 
     async def shutdown(self, sockets=None):
         "Say that it is not ready, answer for a moment longer, then take no more and finish what was taken"
@@ -62,6 +63,7 @@ class Worker(uvicorn.Server):
             await self._close(sockets)
         await super().shutdown(sockets)
         self.watch.stop()
+        self.telling.cancel()
 
     async def _close(self, sockets: list[socket.socket]):
         "Stop listening, and lose none of the connections that were made and not looked at yet"

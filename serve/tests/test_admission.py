@@ -2,6 +2,7 @@
 import asyncio
 import threading
 import time
+from dataclasses import dataclass
 
 import pytest
 
@@ -9,11 +10,17 @@ from fashion_serve.admission import Job, Lane, Pace, WorkQueue
 from fashion_serve.errors import Problem
 
 
+@dataclass(frozen=True)
+class Kind:
+    name: str
+    batch: int = 1
+
+
 @pytest.fixture
 def job():
     "A maker of jobs"
     loop = asyncio.new_event_loop()
-    def make(cost=.01, kind='a', lane=Lane.INTERACTIVE, deadline=60.0, **more) -> Job:
+    def make(cost=.01, kind=Kind('a'), lane=Lane.INTERACTIVE, deadline=60.0, **more) -> Job:
         return Job(kind, b'', 1, cost, time.perf_counter() + deadline, loop.create_future(), lane, **more)
     yield make
     loop.close()
@@ -45,10 +52,9 @@ def test_people_before_batches(job):
 
 def test_neighbours_of_one_kind_are_taken_together(job):
     queue = WorkQueue(1)
-    jobs = [job(kind=k) for k in 'aaabba']
+    jobs = [job(kind=Kind(name, batch=2 if name == 'a' else 8)) for name in 'aaabba']
     for j in jobs: queue.put(j)
-    most = lambda kind: 2 if kind == 'a' else 8
-    assert [queue.take(most) for _ in range(4)] == [jobs[:2], jobs[2:3], jobs[3:5], jobs[5:]]
+    assert [queue.take() for _ in range(4)] == [jobs[:2], jobs[2:3], jobs[3:5], jobs[5:]]
 
 
 def test_time_is_given_back_only_when_work_is_done(job):

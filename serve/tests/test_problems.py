@@ -223,8 +223,8 @@ def test_every_image_error_has_its_kind():
 
 # ---- our own mistakes
 def test_a_mistake_of_ours_shows_nothing(client, samples, monkeypatch):
-    async def fail(*args): raise RuntimeError('secret words')
-    monkeypatch.setattr(Engine, 'predict', fail)
+    def fail(*args): raise RuntimeError('secret words')
+    monkeypatch.setattr(Engine, 'submit', fail)
     answer = client.post('/v1/predict', content=samples['bag'])
     assert 'secret' not in answer.text and 'nosniff' in answer.headers['x-content-type-options']
     check(answer, 'internal_error')

@@ -1,0 +1,180 @@
+"The Open Inference Protocol (V2, REST) with its binary and classification extensions, so that existing clients work unchanged"
+import struct
+import time
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from fastapi import APIRouter, Path, Request, Response
+
+from fashion_nbdev import __version__
+from fashion_serve.answers import gone, note_tensor
+from fashion_serve.engine import Engine
+from fashion_serve.errors import Problem
+from fashion_serve.models import Model
+from fashion_serve.openapi import TENSOR_BODY, problems
+from fashion_serve.routes import EngineDep
+from fashion_serve.upload import read_body
+from fashion_serve.work import Infer
+
+HEADER = 'inference-header-content-length' # where the JSON of a binary body ends
+MAX_IMAGES = 64 # of one request
+OUTPUTS = 'logits', 'probabilities'
+
+v2 = APIRouter(prefix='/v2', tags=['Open Inference Protocol'])
+Name = Annotated[str, Path(description='name of a model in /v1/models')]
+
+
+class Input(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: list | None = None
+
+
+class Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(msgspec.Struct):
+    inputs: list[Input]
+    id: str = ''
+    outputs: list[Output] = []
+    parameters: dict[str, Any] = {}
+
+
+def _wrong(detail: str) -> Problem: return Problem('bad_tensor', detail)
+
+
+def parse(body: bytes, header: str | None) -> tuple[InferRequest, bytes]:
+    "The JSON of a request, and the bytes behind it; raises `Problem`"
+    size = len(body)
+    if header is not None:
+        if not (header.isascii() and header.isdigit() and int(header[:12]) <= size): raise _wrong(f'Inference-Header-Content-Length must be a number from 0 to {size}, the length of the body')
+        size = int(header)
+    try: return msgspec.json.decode(body[:size], type=InferRequest), body[size:]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e: raise _wrong(f'the request is not as the protocol has it: {e}') from None
+
+
+def tensor(request: InferRequest, tail: bytes, model: Model) -> np.ndarray: # uint8 [n, height, width, channels]
+    "The images of a request; raises `Problem`"
+    i = model.predictor.info
+    if len(request.inputs) != 1 or request.inputs[0].name != 'image': raise _wrong('there must be one input, image')
+    given = request.inputs[0]
+    if given.datatype != 'UINT8' or len(given.shape) != 4 or given.shape[1:] != [i.height, i.width, i.channels] or not 1 <= given.shape[0] <= MAX_IMAGES:
+        raise _wrong(f'input image is {given.datatype} {given.shape[:9]}, but must be UINT8 [1 to {MAX_IMAGES}, {i.height}, {i.width}, {i.channels}]')
+    values = _binary(given, tail) if 'binary_data_size' in given.parameters else _listed(given, tail)
+    if values.size != (size := int(np.prod(given.shape))): raise _wrong(f'input image has {values.size:,} values, but its shape asks for {size:,}')
+    return values.reshape(given.shape)
+
+
+def _binary(given: Input, tail: bytes) -> np.ndarray:
+    if given.parameters['binary_data_size'] != len(tail) or given.data is not None: raise _wrong(f'binary_data_size must be the {len(tail):,} bytes behind the JSON, and data not be given')
+    return np.frombuffer(tail, np.uint8)
+
+
+def _listed(given: Input, tail: bytes) -> np.ndarray:
+    if given.data is None or tail: raise _wrong('input image needs data, or bytes behind the JSON and their binary_data_size')
+    try: values = np.array(given.data)
+    except ValueError: raise _wrong('data of input image is not of one shape') from None
+    if values.dtype.kind not in 'iu' or values.size and not 0 <= values.min() <= values.max() <= 255: raise _wrong('data of input image must be whole numbers from 0 to 255')
+    return values.astype(np.uint8).ravel()
+
+
+def _checked_outputs(request: InferRequest) -> list[Output]:
+    for output in request.outputs:
+        if output.name not in OUTPUTS: raise _wrong(f'there is no output {output.name[:40]!r}: choose from {", ".join(OUTPUTS)}')
+        k = output.parameters.get('classification', 0)
+        if type(k) is not int or k < 0: raise _wrong(f'classification of output {output.name} must be a whole number of classes')
+    return request.outputs or [Output('logits')]
+
+
+def _output(output: Output, model: Model, logits: np.ndarray, everything_binary: bool) -> tuple[dict, bytes]:
+    "An output's JSON, and its bytes if it was asked for in binary"
+    values = logits if output.name == 'logits' else model.predictor.calibrated(logits).astype(np.float32)
+    kind, shape, k = 'FP32', list(values.shape), output.parameters.get('classification', 0)
+    if k:
+        kind, texts = 'BYTES', _classified(values, model, k)
+        shape = [len(texts), len(texts[0])]
+    head = dict(name=output.name, datatype=kind, shape=shape)
+    if not output.parameters.get('binary_data', everything_binary):
+        return head | dict(data=[t for row in texts for t in row] if k else values.ravel().tolist()), b''
+    tail = b''.join(struct.pack('<I', len(raw)) + raw for row in texts for t in row for raw in [t.encode()]) if k else values.tobytes()
+    return head | dict(parameters=dict(binary_data_size=len(tail))), tail
+
+
+def _classified(values: np.ndarray, model: Model, k: int) -> list[list[str]]:
+    "The k highest of each row as 'value:index:label'"
+    labels = model.predictor.info.labels
+    return [[f'{row[i]:.6f}:{i}:{labels[i].key}' for i in np.argsort(-row, kind='stable')[:k]] for row in values]
+
+
+def answer(request: InferRequest, model: Model, logits: np.ndarray) -> Response:
+    "The response, binary if any output was asked for so"
+    made = [_output(o, model, logits, bool(request.parameters.get('binary_data_output'))) for o in _checked_outputs(request)]
+    head = dict(model_name=model.name, model_version=model.version, outputs=[json for json, _ in made]) | (dict(id=request.id) if request.id else {})
+    body, tail = msgspec.json.encode(head), b''.join(raw for _, raw in made)
+    if not tail: return Response(body, media_type='application/json')
+    return Response(body + tail, media_type='application/octet-stream', headers={HEADER: str(len(body))})
+
+
+def _model(engine: Engine, name: str, version: str | None) -> Model:
+    engine.check_ready()
+    model = engine.registry.get(name)
+    if version not in (None, model.predictor.info.version): raise Problem('unknown_model', f'{name} has no version {version[:40]!r}: it is {model.version}')
+    return model
+
+
+@v2.get('', summary='The server')
+async def server() -> dict:
+    "Name, version and extensions."
+    return dict(name='fashion_nbdev', version=__version__, extensions=['binary_tensor_data', 'classification'])
+
+
+@v2.get('/health/live', summary='Is the process alive?')
+async def live() -> dict:
+    "As /livez."
+    return dict(live=True)
+
+
+@v2.get('/health/ready', summary='Would a tensor be answered?', responses=problems('not_ready'))
+async def ready(engine: EngineDep) -> dict:
+    "As /readyz."
+    engine.check_ready()
+    return dict(ready=True)
+
+
+@v2.get('/models/{name}', summary='Inputs and outputs of a model', responses=problems('not_ready', 'unknown_model'))
+@v2.get('/models/{name}/versions/{version}', include_in_schema=False)
+async def metadata(engine: EngineDep, name: Name, version: str | None = None) -> dict:
+    "One input, image; logits and calibrated probabilities as outputs."
+    model = _model(engine, name, version)
+    i = model.predictor.info
+    return dict(name=name, versions=[i.version], platform='onnxruntime_onnx', inputs=[dict(name='image', datatype='UINT8', shape=[-1, i.height, i.width, i.channels])],
+                outputs=[dict(name=output, datatype='FP32', shape=[-1, len(i.labels)]) for output in OUTPUTS])
+
+
+@v2.get('/models/{name}/ready', summary='Would this model answer?', responses=problems('not_ready', 'unknown_model'))
+@v2.get('/models/{name}/versions/{version}/ready', include_in_schema=False)
+async def model_ready(engine: EngineDep, name: Name, version: str | None = None) -> dict:
+    "Whether it is loaded."
+    return dict(name=_model(engine, name, version).name, ready=True)
+
+
+@v2.post('/models/{name}/infer', summary='Logits of images of the size of the model', openapi_extra=TENSOR_BODY, responses=problems(
+    'not_ready', 'unknown_model', 'bad_tensor', 'too_large', 'incomplete_body', 'bad_length', 'overloaded'))
+@v2.post('/models/{name}/versions/{version}/infer', include_in_schema=False)
+async def infer(request: Request, engine: EngineDep, name: Name, version: str | None = None) -> Response:
+    "Logits, probabilities or the classes ranked first, for tensors in JSON or binary."
+    record, model = request.state.record, _model(engine, name, version)
+    with engine.budget.hold() as hold:
+        body = await read_body(request, engine.settings.max_bytes, engine.settings.read_timeout, hold)
+        record.add('read', time.perf_counter() - record.begun)
+        asked, tail = parse(body, request.headers.get(HEADER))
+        _checked_outputs(asked)
+        images = tensor(asked, tail, model)
+        found = await engine.submit(Infer(model), images, images.size // images.shape[-1], gone(request))
+    note_tensor(record, found)
+    return answer(asked, model, found.value)
