@@ -39,6 +39,8 @@ PROBLEMS = {
     'unknown_model': Kind(404, 'No such model'),
     'bad_model': Kind(422, 'The model file cannot be used'),
     'no_trial': Kind(404, 'No candidate is being tried'),
+    'no_key': Kind(401, 'A key is needed'),
+    'rate_limited': Kind(429, 'Too many requests with this key'),
     'not_allowed': Kind(403, 'Not allowed'),
     'not_found': Kind(404, 'No such address'),
     'method_not_allowed': Kind(405, 'This address does not take that method'),

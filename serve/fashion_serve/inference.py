@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
 from fashion_nbdev import __version__
 from fashion_serve.answers import gone, note_tensor
 from fashion_serve.engine import Engine
 from fashion_serve.errors import Problem
+from fashion_serve.keys import known
 from fashion_serve.models import Model
 from fashion_serve.openapi import TENSOR_BODY, problems
 from fashion_serve.routes import EngineDep
@@ -164,8 +165,8 @@ async def model_ready(engine: EngineDep, name: Name, version: str | None = None)
 
 
 @v2.post('/models/{name}/infer', summary='Logits of images of the size of the model', openapi_extra=TENSOR_BODY, responses=problems(
-    'not_ready', 'unknown_model', 'bad_tensor', 'too_large', 'incomplete_body', 'bad_length', 'overloaded'))
-@v2.post('/models/{name}/versions/{version}/infer', include_in_schema=False)
+    'not_ready', 'unknown_model', 'bad_tensor', 'too_large', 'incomplete_body', 'bad_length', 'overloaded', 'no_key', 'rate_limited'), dependencies=[Depends(known)])
+@v2.post('/models/{name}/versions/{version}/infer', include_in_schema=False, dependencies=[Depends(known)])
 async def infer(request: Request, engine: EngineDep, name: Name, version: str | None = None) -> Response:
     "Logits, probabilities or the classes ranked first, for tensors in JSON or binary."
     record, model = request.state.record, _model(engine, name, version)

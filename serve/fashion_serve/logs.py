@@ -31,6 +31,7 @@ class RequestLog:
     def write(self, r: Record):
         if r.status < 500 and self.share < 1 and random.random() >= self.share: return
         fields = dict(request_id=r.request_id, method=r.method, route=r.route, status=r.status, ms=round(1000 * r.seconds, 2))
+        if r.key: fields['key'] = r.key
         if r.code: fields['code'] = r.code
         if r.stages: fields['stages_ms'] = {stage: round(1000 * seconds, 2) for stage, seconds in r.stages.items()}
         if r.pictures: fields['pictures'] = [dict(model=p.model, version=p.version, label=p.label, probability=round(p.probability, 4), bytes=p.size) for p in r.pictures]

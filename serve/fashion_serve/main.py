@@ -12,6 +12,7 @@ from fashion_serve.board import Board
 from fashion_serve.engine import Engine
 from fashion_serve.errors import add_error_handlers
 from fashion_serve.inference import v2
+from fashion_serve.keys import Keeper, read_keys
 from fashion_serve.logs import RequestLog
 from fashion_serve.metrics import observe
 from fashion_serve.middleware import Edge
@@ -19,6 +20,7 @@ from fashion_serve.openapi import add_openapi
 from fashion_serve.registry import Registry
 from fashion_serve.routes import PAGE, rest, v1
 from fashion_serve.settings import Settings
+from fashion_serve.tracing import Traces
 
 ABOUT = 'Send a photograph of a garment, get its category and how sure that is.'
 
@@ -30,6 +32,7 @@ async def lifespan(app: FastAPI):
     yield
     await loading
     app.state.engine.stop()
+    app.state.traces.close()
 
 
 def create_app(settings: Settings, board: Board | None = None) -> FastAPI:
@@ -38,7 +41,8 @@ def create_app(settings: Settings, board: Board | None = None) -> FastAPI:
     app = FastAPI(title='fashion_nbdev', version=__version__, description=ABOUT, lifespan=lifespan,
                   docs_url=None, redoc_url=None, redirect_slashes=False, generate_unique_id_function=lambda route: route.name)
     app.state.engine, app.state.board, log = Engine(settings, Registry(settings, board)), board, RequestLog(settings.log_share)
-    app.add_middleware(Edge, done=lambda record: (observe(record), log.write(record)))
+    app.state.keeper, app.state.traces = Keeper(read_keys(settings.keys_file), settings.workers), Traces(settings.otlp_endpoint)
+    app.add_middleware(Edge, done=lambda record: (observe(record), log.write(record), app.state.traces.send(record)))
     add_error_handlers(app)
     app.include_router(v1)
     app.include_router(admin)

@@ -33,9 +33,10 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        asked = Headers(scope=scope).get('x-request-id', '')
+        headers = Headers(scope=scope)
+        asked = headers.get('x-request-id', '')
         request_id = asked if REQUEST_ID.fullmatch(asked) else uuid4().hex
-        record = Record(request_id, scope['method'])
+        record = Record(request_id, scope['method'], traceparent=headers.get('traceparent', ''))
         scope.setdefault('state', {}).update(request_id=request_id, record=record)
         scope['headers'] = [(k, v) for k, v in scope['headers'] if k != b'range'] # every answer is small, and comes whole
         caching = b'no-store' if scope['path'].startswith('/v1/') else b'no-cache'

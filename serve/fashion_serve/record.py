@@ -22,6 +22,8 @@ class Record:
     method: str
     route: str = 'other' # of ours, never the address as it was sent
     status: int = 0
+    key: str = '' # the name of who asked, where keys are used
+    traceparent: str = '' # the trace that the request is part of (W3C)
     code: str = '' # of the problem, if it ended in one
     begun: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0

@@ -13,6 +13,7 @@ from fashion_serve import schemas as s
 from fashion_serve.answers import NDJSON, answered, as_json, gone, ms, note, pixels_of, timing_of
 from fashion_serve.engine import Engine
 from fashion_serve.errors import PROBLEMS, Problem, problem_of
+from fashion_serve.keys import known
 from fashion_serve.metrics import exposition
 from fashion_serve.models import Model
 from fashion_serve.openapi import BATCH_BODY, PICTURE_BODY, problems
@@ -43,7 +44,7 @@ def describe(model: Model, default: str) -> s.ModelOut:
 
 
 _PICTURE = 'unsupported_format', 'too_many_pixels', 'side_too_long', 'too_many_scans', 'corrupt', 'bad_image' # what a picture can be
-_UPLOAD = 'empty', 'bad_multipart', 'missing_file', 'incomplete_body', 'bad_length', 'unknown_model', 'too_large', 'invalid_parameter', 'overloaded'
+_UPLOAD = 'empty', 'bad_multipart', 'missing_file', 'incomplete_body', 'bad_length', 'unknown_model', 'too_large', 'invalid_parameter', 'overloaded', 'no_key', 'rate_limited'
 
 
 def asked(query: s.PredictQuery, engine: Engine, one: bool) -> Classify:
@@ -55,7 +56,7 @@ def asked(query: s.PredictQuery, engine: Engine, one: bool) -> Classify:
     return Classify(model, query.top_k, query.lang)
 
 
-@v1.post('/predict', summary='Categorise one picture', openapi_extra=PICTURE_BODY, tags=['predict'], response_model=s.PredictionOut, responses=problems(*_UPLOAD, *_PICTURE))
+@v1.post('/predict', summary='Categorise one picture', openapi_extra=PICTURE_BODY, tags=['predict'], response_model=s.PredictionOut, responses=problems(*_UPLOAD, *_PICTURE), dependencies=[Depends(known)])
 async def predict(request: Request, engine: EngineDep, query: Annotated[s.PredictQuery, Query()]) -> Response:
     "The most likely labels of the picture sent, as the raw body or as the field `file` of a multipart form."
     record, kind = request.state.record, asked(query, engine, one=True)
@@ -72,7 +73,7 @@ async def predict(request: Request, engine: EngineDep, query: Annotated[s.Predic
     return as_json(dict(request_id=record.request_id, **answered(answer), timing_ms=timing), record)
 
 
-@v1.post('/predict/batch', summary='Categorise several pictures', openapi_extra=BATCH_BODY, tags=['predict'], response_class=NDJSON, responses=problems(*_UPLOAD))
+@v1.post('/predict/batch', summary='Categorise several pictures', openapi_extra=BATCH_BODY, tags=['predict'], response_class=NDJSON, responses=problems(*_UPLOAD), dependencies=[Depends(known)])
 async def predict_batch(request: Request, engine: EngineDep, query: Annotated[s.PredictQuery, Query()]) -> Response:
     "A line of JSON for each picture, in order, as soon as it is known (see BatchLine); a bad picture costs the others nothing."
     record, kind, limits = request.state.record, asked(query, engine, one=False), engine.settings

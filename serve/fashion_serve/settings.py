@@ -29,6 +29,8 @@ class Settings(BaseSettings):
     default_model: str | None = Field(None, description='model that answers when a request names none')
     workers: int = Field(default_factory=usable_cores, ge=1, le=256, description='processes that answer; unset: the cores usable')
     threads: int = Field(1, ge=1, le=256, description='pictures that each of them works on at once')
+    keys_file: Path | None = Field(None, description="file of lines 'name sha256 [rate]': who may ask, and how often; unset: everybody")
+    otlp_endpoint: str = Field('', description='where traces are sent, such as http://127.0.0.1:4318/v1/traces; unset: nowhere')
     admin_key_sha256: str = Field('', pattern='^([0-9a-f]{64})?$', description='SHA-256 of the key that may exchange models; unset: any program on this machine may')
     watch: bool = Field(True, description='reload a model when its file is exchanged')
     hang_timeout: float = Field(4, ge=.5, le=3600, description='seconds after which a process that is stuck is replaced')

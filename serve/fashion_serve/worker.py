@@ -11,6 +11,7 @@ from pathlib import Path
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
+from fashion_nbdev.core import FashionError
 from fashion_serve.board import Board, Note
 from fashion_serve.settings import Settings
 
@@ -29,7 +30,10 @@ class ServeConfig(uvicorn.Config):
         "Make the app; here, so that the process that only starts others does not load what the app needs"
         from fashion_serve.main import create_app
         from fashion_serve.protocol import BoundedProtocol
-        self.app, self.http = create_app(self.settings, self.board), BoundedProtocol
+        try: self.app, self.http = create_app(self.settings, self.board), BoundedProtocol
+        except FashionError as e:
+            self.board.publish(Note(error=str(e)))
+            sys.exit(STARTUP_FAILURE)
         self.engine = self.app.state.engine
         super().load()
 

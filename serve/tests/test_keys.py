@@ -1,0 +1,56 @@
+"Keys of programs: who may ask, and how often"
+import hashlib
+
+import pytest
+from starlette.testclient import TestClient
+
+from fashion_nbdev.core import ConfigError
+from fashion_serve.keys import read_keys
+from fashion_serve.main import create_app
+from fashion_serve.settings import Settings
+
+
+def digest(key: str) -> str: return hashlib.sha256(key.encode()).hexdigest()
+
+
+@pytest.fixture(scope='module')
+def guarded(running, models_dir, tmp_path_factory):
+    (path := tmp_path_factory.mktemp('keys') / 'keys.txt').write_text(f'# who may ask\nshop {digest("open sesame")}\nguest {digest("three only")} 3/hour\n')
+    with running(Settings(models_dir=models_dir, default_model='fashion_mnist', deadline=60, keys_file=path, workers=1)) as client: yield client
+
+
+@pytest.mark.parametrize('headers', [{}, {'Authorization': 'Bearer wrong'}, {'X-API-Key': 'wrong'}, {'Authorization': f'Bearer {digest("open sesame")}'}, {'Authorization': 'Bearer '}])
+def test_nobody_without_a_key(guarded, samples, headers):
+    for path in ('/v1/predict', '/v1/predict/batch', '/v2/models/fashion_mnist/infer'):
+        answer = guarded.post(path, content=samples['bag'], headers=headers)
+        assert (answer.status_code, answer.json()['code'], answer.headers['www-authenticate']) == (401, 'no_key', 'Bearer'), path
+
+
+def test_with_a_key(guarded, samples):
+    for headers in ({'Authorization': 'Bearer open sesame'}, {'X-API-Key': 'open sesame'}):
+        for _ in range(5): assert guarded.post('/v1/predict', content=samples['bag'], headers=headers).status_code == 200
+
+
+def test_what_needs_none(guarded):
+    for path in ('/livez', '/readyz', '/metrics', '/v1/models', '/v2/health/ready', '/'): assert guarded.get(path).status_code == 200, path
+
+
+def test_a_key_has_its_rate(guarded, samples):
+    found = [guarded.post('/v1/predict', content=samples['bag'], headers={'X-API-Key': 'three only'}) for _ in range(5)]
+    assert [a.status_code for a in found] == [200] * 3 + [429] * 2
+    assert found[-1].json()['code'] == 'rate_limited' and found[-1].headers['retry-after'] == '1' and '3 per 1 hour' in found[-1].json()['detail']
+    assert guarded.post('/v1/predict', content=samples['bag'], headers={'X-API-Key': 'open sesame'}).status_code == 200 # not that of another
+
+
+@pytest.mark.parametrize(('text', 'words'), [('', 'holds no key'), ('# nobody yet\n', 'holds no key'), ('shop secret', 'line 1: a name and the SHA-256'), ('shop', 'line 1: a name'),
+                                             (f'a {"0" * 64}\nb {"1" * 64} often', "line 2: the rate is 'often'")])
+def test_a_mistake_in_the_file_is_one_line(tmp_path, models_dir, text, words):
+    (path := tmp_path / 'keys.txt').write_text(text)
+    with pytest.raises(ConfigError, match=words) as e: create_app(Settings(models_dir=models_dir, keys_file=path))
+    assert 'secret' not in str(e.value)
+    with pytest.raises(ConfigError, match='cannot be read'): read_keys(tmp_path / 'nowhere')
+
+
+def test_everybody_where_no_keys_are_set(settings, samples, running):
+    with running(settings) as client: assert client.post('/v1/predict', content=samples['bag']).status_code == 200
+    assert TestClient(create_app(settings)).get('/livez').status_code == 200
