@@ -103,8 +103,39 @@ def test_choose_a_file(page, tmp_path, png):
         page.one('#file').send_keys(str(tmp_path / name))
         page.until(lambda: page.one('#preview').is_displayed())
         page.wait_answer()
-    assert page.one('#choose').text == 'Choose another picture'
+    assert page.one('#choose').text == 'Choose other pictures'
     page.check_quiet()
+
+
+@pytest.mark.parametrize('size', [DESKTOP, PHONE], ids=['desktop', 'phone'])
+def test_several_at_once(page, tmp_path, samples, size):
+    page.open(size)
+    Select(page.one('#model')).select_by_value('fashion_mnist')
+    for name, data in [*samples.items(), ('=spoilt', b'no picture')]: (tmp_path / f'{name}.png').write_bytes(data)
+    page.one('#file').send_keys('\n'.join(str(p) for p in sorted(tmp_path.glob('*.png'))))
+    page.until(lambda: page.one('#many-save').is_enabled())
+    rows = page.all('#many-rows tr')
+    assert len(rows) == 11 and page.one('#many-count').text == '11 of 11 answered' and page.js('document.getElementById("many-progress").value') == 11
+    found = {row.find_element(By.TAG_NAME, 'th').text: row for row in rows}
+    right = sum(found[f'{label}.png'].get_attribute('data-label') == label for label in samples)
+    assert right >= 7 and 'bad' in found['=spoilt.png'].get_attribute('class') and 'JPEG, PNG' in found['=spoilt.png'].text
+    assert page.js('document.documentElement.scrollWidth') <= size[0]
+    page.one('[data-lang=ru]').click()
+    names = {label.key: label.ru for label in LABELS['fashion_mnist']}
+    for row in rows:
+        if label := row.get_attribute('data-label'): assert names[label] in row.text
+    assert page.one('#many-count').text == 'Готово: 11 из 11'
+    weak = [(t, round(contrast(a, b), 2)) for t, a, b in page.js(COLOURS) if contrast(a, b) < 4.5]
+    assert not weak, weak
+    page.driver.execute_script("""window.saved = null; const make = URL.createObjectURL;
+        URL.createObjectURL = blob => { blob.text().then(t => { window.saved = t; }); return make(blob); };""")
+    page.one('#many-save').click()
+    text = page.until(lambda: page.js('window.saved'))
+    import csv
+    import io
+    table = list(csv.DictReader(io.StringIO(text.removeprefix('\ufeff'))))
+    assert len(table) == 11 and table[0]['file'].startswith("'=") and table[0]['error'] == 'unsupported_format' # no formula for a spreadsheet
+    assert {r['label'] for r in table[1:]} == {row.get_attribute('data-label') for row in rows[1:]} and all(0 < float(r['probability']) <= 1 for r in table[1:])
 
 
 def test_drop_and_paste(page, samples):

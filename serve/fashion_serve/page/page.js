@@ -1,4 +1,5 @@
 // The page: one picture in, three bars out. No third-party code; nothing leaves for anywhere but this server.
+import { makeMany } from './many.js';
 import { TEXTS, SAMPLES } from './texts.js';
 
 const $ = id => document.getElementById(id);
@@ -37,6 +38,7 @@ function setLang(lang) {
   showModels();
   showSamples();
   showAnswer();
+  many.translate();
 }
 
 const labelName = (model, key, fallback) =>
@@ -109,6 +111,24 @@ function showPicture(image) {
   canvas.getContext('2d').drawImage(image, 0, 0, canvas.width, canvas.height);
 }
 
+const many = makeMany({
+  $, text, element, percent, name: (model, key, fallback) => labelName(model, key, fallback),
+  ask: async (file, signal) => send((await smallEnough(file)).blob, signal),
+  thumbnail: async (file, canvas) => {
+    let image;
+    try { image = await bitmap(file); } catch { return; }
+    const side = Math.min(image.width, image.height);
+    canvas.getContext('2d').drawImage(image, (image.width - side) / 2, (image.height - side) / 2, side, side, 0, 0, canvas.width, canvas.height);
+  },
+});
+
+function takeAll(files) { // one is shown large, several in a table
+  if (files.length === 1) return take(files[0]);
+  useModel(state.chosen);
+  many.start(files);
+  $('many').scrollIntoView({ block: 'nearest', behavior: calm() ? 'auto' : 'smooth' });
+}
+
 async function take(blob, sample = null) {
   state.request?.abort();
   const request = state.request = new AbortController();
@@ -122,25 +142,33 @@ async function take(blob, sample = null) {
 }
 
 // ---- asking and showing
+async function send(body, signal) {
+  const query = new URLSearchParams({ top_k: 3, lang: state.lang, ...($('model').value && { model: $('model').value }) });
+  for (let tries = 5; ; tries--) {
+    const answer = await fetch(`v1/predict?${query}`, { method: 'POST', body, headers: { 'Content-Type': 'application/octet-stream' }, signal });
+    const said = await answer.json();
+    if (answer.ok) return { answer: said, problem: null };
+    if (answer.status !== 429 || !tries) return { answer: null, problem: said };
+    await new Promise(done => setTimeout(done, 1000 * (Number(answer.headers.get('Retry-After')) || 1))); // it has too much to do just now
+  }
+}
+
 async function ask() {
   state.request?.abort();
   const request = state.request = new AbortController();
-  const query = new URLSearchParams({ top_k: 3, lang: state.lang, ...($('model').value && { model: $('model').value }) });
   busy(true);
   try {
-    const body = state.picture.blob;
-    const answer = await fetch(`v1/predict?${query}`, { method: 'POST', body, headers: { 'Content-Type': 'application/octet-stream' }, signal: request.signal });
-    const said = await answer.json();
-    Object.assign(state, answer.ok ? { answer: said, problem: null } : { answer: null, problem: said });
+    Object.assign(state, await send(state.picture.blob, request.signal));
   } catch (error) {
     if (error.name === 'AbortError') return; // a newer request took over
     Object.assign(state, { answer: null, problem: { code: 'no_answer' } });
   }
   busy(false);
   showAnswer();
-  const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
-  $(state.problem ? 'problem' : 'result').scrollIntoView({ block: 'nearest', behavior: calm ? 'auto' : 'smooth' }); // on a phone it may be out of sight
+  $(state.problem ? 'problem' : 'result').scrollIntoView({ block: 'nearest', behavior: calm() ? 'auto' : 'smooth' }); // on a phone it may be out of sight
 }
+
+const calm = () => matchMedia('(prefers-reduced-motion: reduce)').matches;
 
 const busy = on => document.querySelector('.answer').setAttribute('aria-busy', on);
 
@@ -216,19 +244,18 @@ function markSample() {
 }
 
 // ---- wiring
-const pickFrom = list => [...(list ?? [])][0];
+const takeFrom = (list, e) => { const files = [...(list ?? [])]; if (files.length) { e.preventDefault(); takeAll(files); } };
 $('drop').addEventListener('click', () => $('file').click());
 $('shoot').addEventListener('click', () => $('camera').click());
 for (const id of ['file', 'camera']) $(id).addEventListener('change', e => {
-  const f = pickFrom(e.target.files);
+  takeFrom(e.target.files, e);
   e.target.value = ''; // so that the same file can be chosen again
-  if (f) take(f);
 });
-document.addEventListener('paste', e => { const f = pickFrom(e.clipboardData?.files); if (f) { e.preventDefault(); take(f); } });
+document.addEventListener('paste', e => takeFrom(e.clipboardData?.files, e));
 const over = on => $('drop').classList.toggle('over', on);
 document.addEventListener('dragover', e => { e.preventDefault(); over(true); }); // the whole page takes a drop
 document.addEventListener('dragleave', e => { if (!e.relatedTarget) over(false); });
-document.addEventListener('drop', e => { e.preventDefault(); over(false); const f = pickFrom(e.dataTransfer?.files); if (f) take(f); });
+document.addEventListener('drop', e => { e.preventDefault(); over(false); takeFrom(e.dataTransfer?.files, e); });
 $('model').addEventListener('change', e => { state.chosen = e.target.value; useModel(state.chosen); if (state.picture) ask(); });
 for (const b of document.querySelectorAll('[data-lang]')) b.addEventListener('click', () => { remember(b.dataset.lang); setLang(b.dataset.lang); });
 

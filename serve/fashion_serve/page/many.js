@@ -1,0 +1,77 @@
+// Several pictures: a row for each, answered a few at a time, and a table to take away.
+const AT_ONCE = 3;
+
+export function makeMany({ $, text, element, percent, ask, thumbnail, name }) {
+  const many = { rows: [], running: null };
+
+  function row(file) {
+    const tr = element('tr'), look = element('canvas', '', { width: 40, height: 40 });
+    look.setAttribute('aria-hidden', true);
+    const cells = [element('td'), element('th', file.name, { scope: 'row' }), element('td', text('queued')), element('td')];
+    cells[0].append(look);
+    tr.append(...cells);
+    return { file, tr, look, category: cells[2], share: cells[3], answer: null, problem: null };
+  }
+
+  function show(r) {
+    r.tr.classList.toggle('bad', Boolean(r.problem));
+    if (r.problem) { r.category.textContent = text('problems')[r.problem.code] ?? r.problem.detail ?? r.problem.code; r.share.textContent = ''; return; }
+    if (!r.answer) { r.category.textContent = text('queued'); return; }
+    const [first] = r.answer.predictions;
+    r.category.textContent = name(r.answer.model, first.label, first.name);
+    r.share.textContent = percent(first.probability);
+    r.tr.dataset.label = first.label;
+    r.tr.classList.toggle('unsure', first.probability < .8);
+  }
+
+  function progress() {
+    const done = many.rows.filter(r => r.answer || r.problem).length, all = many.rows.length;
+    Object.assign($('many-progress'), { max: all, value: done });
+    $('many-count').textContent = text('counted', done, all);
+    $('many-save').disabled = done < all;
+  }
+
+  async function work(r, signal) {
+    try {
+      thumbnail(r.file, r.look);
+      const { answer, problem } = await ask(r.file, signal);
+      Object.assign(r, { answer, problem });
+    } catch (error) {
+      if (signal.aborted) return;
+      r.problem = { code: 'no_answer' };
+    }
+    show(r);
+    progress();
+  }
+
+  many.stop = () => { many.running?.abort(); many.rows = []; $('many').hidden = true; };
+
+  many.start = async files => {
+    many.running?.abort();
+    const { signal } = many.running = new AbortController();
+    many.rows = files.map(row);
+    $('many-rows').replaceChildren(...many.rows.map(r => r.tr));
+    $('many').hidden = false;
+    progress();
+    const todo = many.rows.values();
+    const worker = async () => { for (const r of todo) { if (signal.aborted) return; await work(r, signal); } };
+    await Promise.all(Array.from({ length: AT_ONCE }, worker));
+  };
+
+  many.translate = () => { many.rows.forEach(show); if (many.rows.length) progress(); };
+
+  many.csv = () => {
+    const cell = v => /^[=+\-@\t\r]/.test(v) ? `"'${v.replaceAll('"', '""')}"` : `"${String(v).replaceAll('"', '""')}"`; // no formula in somebody's spreadsheet
+    const lines = many.rows.map(r => [r.file.name, ...(r.answer
+      ? [r.answer.predictions[0].label, name(r.answer.model, r.answer.predictions[0].label, ''), r.answer.predictions[0].probability.toFixed(4), r.answer.model, r.answer.version, '']
+      : ['', '', '', '', '', r.problem?.code ?? ''])]);
+    return '\ufeff' + [['file', 'label', 'name', 'probability', 'model', 'version', 'error'], ...lines].map(l => l.map(v => cell(String(v))).join(',')).join('\r\n') + '\r\n';
+  };
+
+  $('many-save').addEventListener('click', () => {
+    const link = element('a', '', { href: URL.createObjectURL(new Blob([many.csv()], { type: 'text/csv' })), download: 'categories.csv' });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  });
+  return many;
+}
