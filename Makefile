@@ -17,7 +17,7 @@ WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $
 LEAST := 400
 quiet := env -u IN_TEST OMP_NUM_THREADS=1
 
-.PHONY: help run serve-env env test lint notebooks export docs screenshot lock clean
+.PHONY: help run serve-env env test lint notebooks export docs sla screenshot lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -47,6 +47,10 @@ export: env ## write fashion_nbdev/ from the notebooks
 
 docs: env ## write README.md from nbs/index.ipynb
 	$(BIN)/python scripts/readme.py
+
+sla: env ## measure the promises of the service under load (minutes; writes results/load_*.json)
+	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model clothing
+	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model fashion_mnist
 
 screenshot: env ## take nbs/images/page.png, the README's picture of the page, in a browser
 	$(quiet) $(BIN)/python -m pytest -q serve/tests/test_page.py --screenshot nbs/images/page.png
