@@ -13,7 +13,7 @@ from fashion_serve.routes import EngineDep, describe
 BROWSER_OR_PROXY = {'x-forwarded-for', 'forwarded', 'origin', 'sec-fetch-site'} # who sends these is not a program on this machine
 
 
-def allowed(request: Request):
+async def allowed(request: Request):
     "The administrator's key; without one set, somebody on this very machine. Raises `Problem`"
     wanted, given = request.app.state.engine.settings.admin_key_sha256, request.headers.get('authorization', '').removeprefix('Bearer ')
     if wanted:

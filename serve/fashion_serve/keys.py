@@ -62,6 +62,6 @@ def _shared(rate: RateLimitItem, workers: int) -> RateLimitItem:
     return type(rate)(max(1, round(rate.amount / workers)), rate.multiples)
 
 
-def known(request: Request):
+async def known(request: Request):
     "For routes that answer pictures"
     request.app.state.keeper.admit(request)

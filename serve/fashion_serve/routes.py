@@ -23,8 +23,8 @@ from fashion_serve.work import Classify
 PAGE = Path(__file__).parent / 'page'
 
 
-def get_engine(request: Request) -> Engine:
-    "The engine that the app was made with"
+async def get_engine(request: Request) -> Engine:
+    "The engine that the app was made with; async, or FastAPI would ask a thread for it"
     return request.app.state.engine
 
 
