@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
 import time
 import urllib.request
@@ -44,7 +45,6 @@ def test_a_real_prometheus_sees_an_alert_fire(promtool, started, models_dir, tmp
     "Nobody is ready: the service is stopped while Prometheus looks"
     rules = (FOLDER / 'rules.yml').read_text().replace('for: 15s', 'for: 1s')
     (tmp_path / 'rules.yml').write_text(rules)
-    import socket
     with socket.create_server(('127.0.0.1', 0)) as free: port = free.getsockname()[1]
     with started('--port', '0', '--models_dir', str(models_dir)) as service:
         target = service.url.removeprefix('http://').rstrip('/')
@@ -52,7 +52,7 @@ def test_a_real_prometheus_sees_an_alert_fire(promtool, started, models_dir, tmp
         with subprocess.Popen(['prometheus', f'--config.file={tmp_path}/prometheus.yml', f'--storage.tsdb.path={tmp_path}/data', f'--web.listen-address=127.0.0.1:{port}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as prometheus:
             try:
                 assert eventually(lambda: value(port, 'sum(fashion_workers_ready)') >= 1), 'it was never scraped'
-                assert firing(port) == set()
+                assert eventually(lambda: firing(port) == set()), firing(port) # before it was first scraped it was down
                 service.stop()
                 assert eventually(lambda: 'Down' in firing(port)), firing(port)
             finally: prometheus.terminate()
