@@ -22,6 +22,7 @@ from .config import Config, DataConfig, load_config
 from .core import ConfigError, FashionError, check_target, command, labels_of, lookup, write_beside
 from .data import DATASETS, Split, data_hash, input_rule, load_dataset, photo_splits, take
 from .evaluate import mcnemar, score, summary, wilson_interval
+from .golden import with_golden
 from .improvements import load_splits # its import registers the project's networks with timm
 from .model_file import ModelInfo, pack_model
 from .networks import LITE_WEIGHTS, load_model
@@ -137,8 +138,9 @@ def _ship(variants: list[Variant], info: ModelInfo, cfg: Config, splits: dict, o
     chosen = choose_variant(variants, cfg.export.max_loss)
     (logits32, fp32), (logits, scores) = (_test_scores(v, info, splits) for v in (variants[0], chosen))
     agreement, split = float((logits.argmax(1) == logits32.argmax(1)).mean()), _held_out(splits)
-    _write(fp32_out, pack_model(variants[0].data, _describe(info, cfg, variants[0], fp32, split)))
-    packed = pack_model(chosen.data, _describe(info, cfg, chosen, scores, split, fp32_accuracy=round(fp32['accuracy'], 6), fp32_agreement=round(agreement, 6)))
+    _write(fp32_out, pack_model(variants[0].data, with_golden(_describe(info, cfg, variants[0], fp32, split), as_predictor(variants[0].data, info))))
+    described = _describe(info, cfg, chosen, scores, split, fp32_accuracy=round(fp32['accuracy'], 6), fp32_agreement=round(agreement, 6))
+    packed = pack_model(chosen.data, with_golden(described, as_predictor(chosen.data, info)))
     _write(out, packed)
     return ExportReport(out, Predictor(packed).info.version, chosen.name, scores['temperature'], gap, agreement, fp32, scores, variants, split)
 

@@ -39,6 +39,7 @@ class ModelInfo:
     commit: str = '' # git commit of the code
     created: str = '' # UTC time, ISO 8601
     licences: dict = field(default_factory=dict) # of what went in: {'data': ..., 'weights': ...}
+    golden: tuple = () # logits that it gives for known pictures, a row for each (06b_golden)
     version: str = '' # first 12 hex digits of the SHA-256 of the file before the metadata; `pack_model` sets it
     schema: int = 1 # of this description
 
@@ -58,6 +59,8 @@ def _is_json(v: Any, depth: int = 20) -> bool:
     if isinstance(v, dict): return all(isinstance(k, str) and _is_unicode(k) and _is_json(x, depth - 1) for k, x in v.items())
     if isinstance(v, list): return all(_is_json(x, depth - 1) for x in v)
     return _is_unicode(v) if isinstance(v, str) else v is None or isinstance(v, (bool, int)) or (isinstance(v, float) and math.isfinite(v))
+
+def _are_logits(v: Any) -> bool: return isinstance(v, list) and len(v) <= 16 and all(isinstance(row, list) and len(row) <= 10_000 and all(_is_real(x, -1e6, 1e6) for x in row) for row in v)
 
 def _are_labels(v: Any) -> bool:
     if not isinstance(v, list) or not 2 <= len(v) <= 10_000: return False
@@ -82,8 +85,10 @@ _RULES = { # key -> (test, what would be right)
     'commit': (_is_text, 'text'),
     'created': (_is_time, 'an ISO 8601 time with its time zone'),
     'licences': (lambda v: isinstance(v, dict) and all(map(_is_text, (*v, *v.values()))), 'an object of texts'),
+    'golden': (_are_logits, 'a list of at most 16 lists of numbers'),
     'version': (lambda v: _is_text(v, '[0-9a-f]{12}'), '12 hex digits'),
 }
+_OPTIONAL = {'golden'} # files made before it was known
 
 # %% ../nbs/05a_model_file.ipynb #cell-11
 def _brief(value: Any) -> str:
@@ -95,7 +100,7 @@ def _check_info(values: dict):
     "Raise `ModelError` at the first key that is missing, unknown or wrong"
     if 'schema' in values: values = {'schema': values['schema']} | values # first: another schema has other keys
     for key in _RULES if values.get('schema') == _SCHEMA else ['schema']:
-        if key not in values: raise ModelError(f'metadata has no key {key!r}: it must hold {", ".join(_RULES)}')
+        if key not in values and key not in _OPTIONAL: raise ModelError(f'metadata has no key {key!r}: it must hold {", ".join(_RULES)}')
     for key, value in values.items():
         if key not in _RULES: raise ModelError(f'metadata has the unknown key {_brief(key)}: it may hold {", ".join(_RULES)}')
         good, right = _RULES[key]
@@ -131,7 +136,7 @@ def info_from_json(
     except (ValueError, RecursionError) as e: raise ModelError(f'metadata is not valid JSON: {e}') from None
     if not isinstance(values, dict): raise ModelError(f'metadata is {_brief(values)}, but must be a JSON object')
     _check_info(values)
-    return ModelInfo(**values | {'labels': tuple(Label(**l) for l in values['labels'])})
+    return ModelInfo(**values | {'labels': tuple(Label(**l) for l in values['labels']), 'golden': tuple(map(tuple, values.get('golden', ())))})
 
 # %% ../nbs/05a_model_file.ipynb #cell-19
 class _Field(NamedTuple):

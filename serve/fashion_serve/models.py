@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fashion_nbdev.core import ConfigError, models_dirs
+from fashion_nbdev.golden import check_golden
 from fashion_nbdev.image import ImageLimits
 from fashion_nbdev.predict import Predictor
 from fashion_serve.admission import Pace
@@ -52,8 +53,9 @@ class Model:
 
 
 def open_model(name: str, data: bytes, limits: ImageLimits) -> Model:
-    "Verify, warm up and measure a model; raises `ModelError`"
+    "Verify, warm up and measure a model, and see that it gives the answers it is known for; raises `ModelError`"
     predictor = Predictor(data, limits=limits)
+    check_golden(predictor)
     i, batch = predictor.info, _best_batch(predictor)
     one = _seconds(predictor.logits, np.zeros((1, i.height, i.width, i.channels), np.uint8))
     return Model(name, predictor, batch, Pace(_first_answers(predictor)), Pace(one / 10, one / (i.height * i.width / 1e6)))
