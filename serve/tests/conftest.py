@@ -46,7 +46,7 @@ def class_means() -> np.ndarray: # float32 [10, 784]
     return np.stack([images[classes == i].mean(0) for i in range(10)])
 
 
-def nearest_mean_model(label_set: str, side: int, channels: int, resize: str, bias: float = 0.0, fails: bool = False) -> bytes:
+def nearest_mean_model(label_set: str, side: int, channels: int, resize: str, bias: float = 0.0, fails: bool = False, golden: tuple = ()) -> bytes:
     "A contract model of few operators: logits say how near the picture is to the mean of each class; one that `fails` does so where anything is seen"
     from onnx import TensorProto, helper, numpy_helper
     means = class_means().reshape(10, 28, 28, 1).repeat(side // 28, 1).repeat(side // 28, 2).repeat(channels, 3).reshape(10, -1)
@@ -62,7 +62,7 @@ def nearest_mean_model(label_set: str, side: int, channels: int, resize: str, bi
         [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()])
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 20)], ir_version=10)
     info = ModelInfo(name=label_set, labels=LABELS[label_set], height=side, width=side, channels=channels, resize=resize,
-                     temperature=.05, metrics={'accuracy': .7}, created='2026-01-31T12:00:00+00:00', licences={'data': 'MIT'})
+                     temperature=.05, golden=golden, metrics={'accuracy': .7}, created='2026-01-31T12:00:00+00:00', licences={'data': 'MIT'})
     return pack_model(made.SerializeToString(), info)
 
 
