@@ -19,7 +19,7 @@ IMAGE_ERRORS = { # code -> what it means
     'empty': 'there are no bytes',
     'too_large': 'the file has more bytes than `max_bytes`',
     'unsupported_format': 'the content is not JPEG, PNG, WebP, GIF or BMP, or is a kind of JPEG or BMP that hardly anybody writes',
-    'too_many_pixels': 'the header declares more than `max_pixels` pixels',
+    'too_many_pixels': 'the header declares more than `max_pixels` pixels, or `max_webp_pixels`',
     'side_too_long': 'the header declares a side longer than `max_side` pixels',
     'too_many_scans': 'a JPEG has more than `max_jpeg_scans` scans, or its scans have more than `max_scan_pixels` pixels in all',
     'corrupt': 'the file is damaged, incomplete or contradicts itself',
@@ -43,6 +43,7 @@ class ImageLimits:
     "What a picture file may ask for"
     max_bytes: int = 10_000_000 # bytes of the file
     max_pixels: int = 25_000_000 # width times height
+    max_webp_pixels: int = 16_000_000 # likewise of a WebP file, whose decoder needs 16 bytes a pixel where others need 4
     max_side: int = 12_000 # pixels along the longer side
     max_jpeg_scans: int = 100 # a progressive JPEG has about 10; each is a pass over the whole picture
     max_scan_pixels: int = 500_000_000 # scans times width times height: the work that those passes are
@@ -205,8 +206,8 @@ def _check_bytes(data: bytes, limits: ImageLimits) -> bytes:
 def _check_size(parts: ImageParts, limits: ImageLimits):
     width, height = parts.width, parts.height
     if not width or not height: raise ImageError('corrupt', f'the picture is {width} x {height} pixels: there is nothing in it')
-    if width*height > limits.max_pixels:
-        raise ImageError('too_many_pixels', f'the picture has {width*height:,} pixels ({width:,} x {height:,}), but must have at most {limits.max_pixels:,}')
+    if width*height > (most := min(limits.max_pixels, limits.max_webp_pixels) if parts.format == 'WEBP' else limits.max_pixels):
+        raise ImageError('too_many_pixels', f'the picture has {width*height:,} pixels ({width:,} x {height:,}), but must have at most {most:,}')
     if max(width, height) > limits.max_side:
         raise ImageError('side_too_long', f'the picture is {width:,} x {height:,} pixels, but a side must have at most {limits.max_side:,}')
     if parts.scans > limits.max_jpeg_scans:

@@ -9,6 +9,8 @@ from filelock import FileLock
 
 from fashion_nbdev.core import write_beside
 
+PATIENCE = 2 # seconds; a thread that waited longer would soon look stuck
+
 
 class Note(msgspec.Struct):
     "What a worker says of itself"
@@ -70,6 +72,11 @@ class Board:
     def is_first(self) -> bool:
         "Whether this worker does what one has to do for all"
         return self.pids()[:1] == [os.getpid()]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        "One thread of all workers at a time, for what takes much memory; raises `Timeout`"
+        with FileLock(self.folder / 'alone', timeout=PATIENCE, poll_interval=.01): yield
 
     # ---- the models
     def file(self, version: str) -> Path: return self.folder / f'{version}.onnx'

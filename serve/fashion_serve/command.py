@@ -37,6 +37,7 @@ def fashion_serve(
     with bind(settings.host, settings.port) as sock, tempfile.TemporaryDirectory(prefix='fashion_serve-') as board:
         config = ServeConfig(settings, board)
         config.board.metrics.mkdir()
+        os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', '4000000') # glibc gives what a large picture took back at once, in every worker
         os.environ['PROMETHEUS_MULTIPROC_DIR'] = str(config.board.metrics) # read by prometheus_client in every worker
         Supervisor(config, [sock]).run()
 

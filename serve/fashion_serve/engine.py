@@ -2,11 +2,13 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from threading import Thread
 
 import numpy as np
+from filelock import Timeout
 
 from fashion_nbdev.core import FashionError
 from fashion_nbdev.image import ImageError, image_header
@@ -16,7 +18,7 @@ from fashion_serve.metrics import READY, SHADOWS, SHED, WAIT, WAITING
 from fashion_serve.registry import Registry, Trial
 from fashion_serve.settings import Settings
 from fashion_serve.upload import Budget
-from fashion_serve.work import Answer, Classify, Infer, work
+from fashion_serve.work import Answer, Classify, Infer, is_large, work
 
 
 class Engine:
@@ -145,7 +147,9 @@ class Engine:
         "What each thread does: take jobs, do them together, hand what came of them to the event loop"
         while jobs := self.queue.take():
             self.begun[i] = time.monotonic()
-            try: found = work(jobs)
+            try:
+                with self.registry.board.alone() if any(map(is_large, jobs)) else nullcontext(): found = work(jobs)
+            except Timeout: found = [(job, Problem('overloaded', 'too many very large pictures at once: please try again in 2 s', {'Retry-After': '2'})) for job in jobs]
             except Exception as e: found = [(job, e) for job in jobs] # nobody foresaw it; the request ends as our mistake
             self.begun[i] = None
             self.queue.done(jobs)
