@@ -17,7 +17,7 @@ WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $
 LEAST := 400
 quiet := env -u IN_TEST OMP_NUM_THREADS=1
 
-.PHONY: help run serve-env env test lint notebooks export docs sla screenshot lock clean
+.PHONY: help run serve-env env test lint notebooks export docs sla fuzz screenshot lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -48,9 +48,13 @@ export: env ## write fashion_nbdev/ from the notebooks
 docs: env ## write README.md from nbs/index.ipynb
 	$(BIN)/python scripts/readme.py
 
-sla: env ## measure the promises of the service under load (minutes; writes results/load_*.json)
+sla: env ## measure the promises of the service under load, and repeat its tests as often as its goals say (half an hour)
 	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model clothing
-	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model fashion_mnist
+	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model fashion_mnist --soaked 100000
+	env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --long serve/tests
+
+fuzz: env ## feed damaged pictures to the decoder (SECONDS=600; writes results/fuzz.json)
+	$(BIN)/python scripts/fuzz.py $(or $(SECONDS),600) results/fuzz.json
 
 screenshot: env ## take nbs/images/page.png, the README's picture of the page, in a browser
 	$(quiet) $(BIN)/python -m pytest -q serve/tests/test_page.py --screenshot nbs/images/page.png

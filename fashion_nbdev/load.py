@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SLA', 'http_request', 'Run', 'open_loop', 'closed_loop', 'summary', 'usage', 'measured', 'pictures', 'overload',
-           'running_service', 'fashion_load']
+           'soak', 'running_service', 'fashion_load']
 
 # %% ../nbs/08a_load.ipynb #cell-3
 import asyncio, os, re, subprocess, threading, time, urllib.request
@@ -198,7 +198,28 @@ def overload(
     ended = max((d + s for d, s, o in zip(after.due, after.seconds, after.outcomes) if o != '200' or s > .1), default=0.0)
     return dict(capacity_per_s=capacity, goodput=at_three['answered_per_s']/capacity, probes_max_ms=1000*max(probes.seconds), probes_failed=sum(o != '200' for o in probes.outcomes), recovery_s=ended) | at_three
 
-# %% ../nbs/08a_load.ipynb #cell-20
+# %% ../nbs/08a_load.ipynb #cell-21
+def soak(
+    url: str, # of the service
+    requests: list[bytes],
+    n: int, # requests at least
+    clients: int = 8, # that ask at once
+    parts: int = 20, # times that memory is looked at, at least
+) -> dict: # n, failed and shed (shares), mb and open_files after each part, and what they grew by in the second half
+    "Ask very often, and see whether memory and open files grow"
+    found, outcomes = [], Counter()
+    seconds = .2
+    while sum(outcomes.values()) < n or len(found) < parts:
+        run = closed_loop(url, requests, clients, seconds)
+        outcomes.update(run.outcomes)
+        found.append(usage(url))
+        seconds = min(seconds*n/parts/len(run.outcomes), 60) # so that a part is a share of all
+    total, mb, files = sum(outcomes.values()), [u['mb'] for u in found], [u['open_files'] for u in found]
+    half = len(found)//2
+    return dict(n=total, failed=1 - (outcomes['200'] + outcomes['429'])/total, shed=outcomes['429']/total, mb=mb, open_files=files,
+                grown_mb=mb[-1] - mb[half], grown_share=mb[-1]/mb[half] - 1, grown_files=files[-1] - files[half])
+
+# %% ../nbs/08a_load.ipynb #cell-22
 @contextmanager
 def running_service(
     **settings, # such as deadline=0.25, see the service's settings
@@ -214,7 +235,7 @@ def running_service(
             yield line.split()[-1].rstrip('/')
         finally: process.terminate()
 
-# %% ../nbs/08a_load.ipynb #cell-23
+# %% ../nbs/08a_load.ipynb #cell-25
 SLA = { # model -> requests a second, and what must hold meanwhile: key of a measurement -> the most it may be
     'clothing': (100, dict(mean_ms=200, p95_ms=100, failed=.01, shed=.01, service_cores=1.4, service_mb=400)),
     'fashion_mnist': (1500, dict(mean_ms=200, p99_ms=30, failed=.01, shed=.01, service_mb=400)),
@@ -229,6 +250,7 @@ def fashion_load(
     rate: float = 0.0, # requests a second; that of the promise if not given
     seconds: float = 30.0, # of each part
     no_overload: bool = False, # leave out three times as much as the service can do, and a burst of a thousand
+    soaked: int = 0, # then so many requests more, to see whether memory grows
     out: str = 'results', # folder for load_MODEL.json
 ) -> dict:
     "Ask a service as many customers would, and as too many would, and say whether it keeps its promises"
@@ -245,7 +267,10 @@ def fashion_load(
             _say('three times what it can do', found['overload'])
             found['burst'] = measured(address, lambda: open_loop(address, requests, 1e6, 1e-3))
             _say('a thousand at once', found['burst'])
-    line = f'fashion_load --model {model}' + f' --rate {rate:g}'*(rate != promised) + f' --seconds {seconds:g}'*(seconds != 30)
+        if soaked:
+            found['soak'] = soak(address, requests, soaked)
+            print('{n:,} requests: {grown_mb:+.1f} MB ({grown_share:+.1%}) and {grown_files:+.0f} open files in the second half'.format(**found['soak']))
+    line = f'fashion_load --model {model}' + f' --soaked {soaked}'*bool(soaked) + f' --rate {rate:g}'*(rate != promised) + f' --seconds {seconds:g}'*(seconds != 30)
     path = write_results(Path(out)/f'load_{model}.json', found, **conditions(line, n_runs=found['steady']['n']))
     for key, kept in found['verdicts'].items(): print(f'  {key}: {found["steady"].get(key, float("nan")):.4g}, at most {most[key]:g}: {"kept" if kept else "NOT KEPT"}')
     print(f'  -> {path}')
