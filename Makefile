@@ -53,8 +53,8 @@ sla: env ## measure the promises of the service under load, and repeat its tests
 	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model fashion_mnist --soaked 100000
 	env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --long serve/tests
 
-fuzz: env ## feed damaged pictures to the decoder (SECONDS=600; writes results/fuzz.json)
-	$(BIN)/python scripts/fuzz.py $(or $(SECONDS),600) results/fuzz.json
+fuzz: env ## feed damaged pictures to the decoder (FOR=600 seconds; writes results/fuzz.json)
+	$(BIN)/python scripts/fuzz.py $(or $(FOR),600) results/fuzz.json
 
 screenshot: env ## take nbs/images/page.png, the README's picture of the page, in a browser
 	$(quiet) $(BIN)/python -m pytest -q serve/tests/test_page.py --screenshot nbs/images/page.png
