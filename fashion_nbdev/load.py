@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SLA', 'http_request', 'Run', 'open_loop', 'closed_loop', 'summary', 'usage', 'measured', 'pictures', 'overload',
-           'soak', 'running_service', 'fashion_load']
+           'soak', 'running_service', 'take_turns', 'fashion_load']
 
 # %% ../nbs/08a_load.ipynb #cell-3
 import asyncio, os, re, subprocess, threading, time, urllib.request
@@ -236,6 +236,25 @@ def running_service(
         finally: process.terminate()
 
 # %% ../nbs/08a_load.ipynb #cell-25
+def take_turns(
+    urls: dict[str, str], # name -> address of a running service; the first is what the others are compared with
+    requests: list[bytes],
+    clients: int = 8, # that ask at once
+    seconds: float = 3.0, # of each turn
+    rounds: int = 5,
+) -> list[dict]: # of each: name, per_s (median), ratio to the first (median, lowest, highest), p95_ms (median), failed (share)
+    "What several services can do at most, measured side by side"
+    turns = {name: [] for name in urls}
+    for i in range(rounds):
+        for name in list(urls)[::1 if i % 2 else -1]: turns[name].append(summary(closed_loop(urls[name], requests, clients, seconds)))
+    first, *_ = turns.values()
+    def row(name, runs):
+        ratios = [r['answered_per_s']/max(f['answered_per_s'], 1e-9) for r, f in zip(runs, first)]
+        return dict(name=name, per_s=float(np.median([r['answered_per_s'] for r in runs])), ratio=float(np.median(ratios)), ratio_low=min(ratios), ratio_high=max(ratios),
+                    p95_ms=float(np.median([r.get('p95_ms', np.nan) for r in runs])), failed=float(np.mean([r['failed'] for r in runs])))
+    return [row(name, runs) for name, runs in turns.items()]
+
+# %% ../nbs/08a_load.ipynb #cell-29
 SLA = { # model -> requests a second, and what must hold meanwhile: key of a measurement -> the most it may be
     'clothing': (100, dict(mean_ms=200, p95_ms=100, failed=.01, shed=.01, service_cores=1.4, service_mb=400)),
     'fashion_mnist': (1500, dict(mean_ms=200, p99_ms=30, failed=.01, shed=.01, service_mb=400)),
