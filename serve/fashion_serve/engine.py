@@ -132,10 +132,10 @@ class Engine:
 
     def _put(self, job: Job) -> asyncio.Future:
         self.queue.put(job)
-        self._show_queue()
         return job.future
 
-    def _show_queue(self):
+    def show_queue(self):
+        "Tell Prometheus how much is waiting; now and then, for it looks every few seconds only"
         WAITING.set(self.queue.waiting())
         WAIT.set(self.queue.wait(Lane.INTERACTIVE))
 
@@ -153,7 +153,6 @@ class Engine:
             except Exception as e: found = [(job, e) for job in jobs] # nobody foresaw it; the request ends as our mistake
             self.begun[i] = None
             self.queue.done(jobs)
-            self._show_queue()
             try: jobs[0].future.get_loop().call_soon_threadsafe(_deliver, found)
             except RuntimeError: pass # the loop has ended: nobody is there to hear it
 

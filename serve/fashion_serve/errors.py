@@ -115,9 +115,15 @@ def _on_disconnect(request: Request, e: ClientDisconnect):
     return respond(request, 'incomplete_body', 'the request ended before all of its body had come')
 
 
+HANDLERS = {Problem: _on_problem, ImageError: _on_image_error, RequestValidationError: _on_invalid, HTTPException: _on_http, ClientDisconnect: _on_disconnect}
+
+
+def answer_to(request: Request, e: Exception) -> JSONResponse:
+    "The problem that an error of one of these kinds ends in"
+    return next(handler for kind, handler in HANDLERS.items() if isinstance(e, kind))(request, e)
+
+
 def add_error_handlers(app: FastAPI):
     "Every error leaves as a problem; what nobody foresaw is caught in `middleware.Edge`"
-    for kind, handler in {Problem: _on_problem, ImageError: _on_image_error, RequestValidationError: _on_invalid,
-                          HTTPException: _on_http, ClientDisconnect: _on_disconnect}.items():
-        async def handle(request, e, handler=handler): return handler(request, e)
-        app.add_exception_handler(kind, handle)
+    async def handle(request, e): return answer_to(request, e)
+    for kind in HANDLERS: app.add_exception_handler(kind, handle)

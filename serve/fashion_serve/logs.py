@@ -1,32 +1,64 @@
 "The log: one line of JSON for a request, on standard output"
+import asyncio
 import logging
 import random
 import sys
+from collections import deque
+from typing import BinaryIO
 
 import msgspec
 import structlog
 
 from fashion_serve.record import Record
 
+MOMENT = .05 # seconds that a line may wait for others
 _encode = msgspec.json.Encoder().encode
 
 
 def _bytes(event: dict, **_) -> bytes: return _encode(event)
 
 
-def make_log() -> structlog.typing.FilteringBoundLogger:
+class Lines:
+    "A file that gathers what the event loop writes for a moment, so that many lines cost one system call"
+    def __init__(self, file: BinaryIO): self.file, self.gathered = file, deque()
+
+    def write(self, data: bytes): self.gathered.append(data)
+
+    def flush(self):
+        try: loop = asyncio.get_running_loop()
+        except RuntimeError: return self.out() # another thread, or the end
+        if len(self.gathered) == 1: loop.call_later(MOMENT, self.out)
+
+    def out(self):
+        "Write what has been gathered"
+        self.file.write(b''.join(self.gathered.popleft() for _ in range(len(self.gathered))))
+        self.file.flush()
+
+
+_COMMON = structlog.stdlib.add_log_level, structlog.processors.TimeStamper(fmt='iso', utc=True), structlog.processors.format_exc_info
+
+
+def make_log(file: BinaryIO | Lines) -> structlog.typing.FilteringBoundLogger:
     "A logger that writes JSON lines"
     structlog.configure(
-        cache_logger_on_first_use=True, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO), logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer),
-        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt='iso', utc=True), structlog.processors.format_exc_info,
-                    structlog.processors.JSONRenderer(_bytes)])
+        cache_logger_on_first_use=True, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO), logger_factory=structlog.BytesLoggerFactory(file),
+        processors=[*_COMMON, structlog.processors.JSONRenderer(_bytes)])
     return structlog.get_logger()
+
+
+def log_in_json():
+    "Warnings and errors, ours and uvicorn's, as the same kind of lines"
+    text = structlog.processors.JSONRenderer(lambda event, **_: _encode(event).decode())
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=_COMMON, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, text]))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
 class RequestLog:
     "Writes requests down: every problem that is ours, and a share of all others"
     def __init__(self, share: float):
-        self.share, self.log = share, make_log()
+        self.share, self.lines = share, Lines(sys.stdout.buffer)
+        self.log, self.close = make_log(self.lines), self.lines.out
 
     def write(self, r: Record):
         if r.status < 500 and self.share < 1 and random.random() >= self.share: return

@@ -11,6 +11,7 @@ from fashion_serve.admin import admin
 from fashion_serve.board import Board
 from fashion_serve.engine import Engine
 from fashion_serve.errors import add_error_handlers
+from fashion_serve.hot import HotPath
 from fashion_serve.inference import v2
 from fashion_serve.keys import Keeper, read_keys
 from fashion_serve.logs import RequestLog
@@ -33,6 +34,7 @@ async def lifespan(app: FastAPI):
     await loading
     app.state.engine.stop()
     app.state.traces.close()
+    app.state.log.close()
 
 
 def create_app(settings: Settings, board: Board | None = None) -> FastAPI:
@@ -40,9 +42,10 @@ def create_app(settings: Settings, board: Board | None = None) -> FastAPI:
     board = board or _own_board()
     app = FastAPI(title='fashion_nbdev', version=__version__, description=ABOUT, lifespan=lifespan,
                   docs_url=None, redoc_url=None, redirect_slashes=False, generate_unique_id_function=lambda route: route.name)
-    app.state.engine, app.state.board, log = Engine(settings, Registry(settings, board)), board, RequestLog(settings.log_share)
+    app.state.engine, app.state.board, app.state.log = Engine(settings, Registry(settings, board)), board, RequestLog(settings.log_share)
     app.state.keeper, app.state.traces = Keeper(read_keys(settings.keys_file), settings.workers), Traces(settings.otlp_endpoint)
-    app.add_middleware(Edge, done=lambda record: (observe(record), log.write(record), app.state.traces.send(record)))
+    app.add_middleware(HotPath)
+    app.add_middleware(Edge, done=lambda record: (observe(record), app.state.log.write(record), app.state.traces.send(record)))
     add_error_handlers(app)
     app.include_router(v1)
     app.include_router(admin)

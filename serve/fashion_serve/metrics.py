@@ -1,13 +1,14 @@
 "What Prometheus reads: counted by every worker, added up over all of them when it asks"
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from fashion_serve.record import STAGES, Record
+from fashion_serve.record import Record
 
 SECONDS = (.001, .0025, .005, .01, .025, .05, .1, .2, .3, .5, 1, 2.5, 5, 10) # the SLA's 0.2 and 0.3 among them
 CHANCES = tuple(i / 20 for i in range(1, 21))
@@ -27,20 +28,25 @@ WAITING = Gauge('queue_pictures', 'Pictures that wait for a thread', multiproces
 WAIT = Gauge('queue_seconds', 'Estimated wait of a picture that comes now, in the fullest worker', multiprocess_mode='livemax', **_own)
 READY = Gauge('workers_ready', 'Workers that are ready', multiprocess_mode='livesum', **_own)
 MODEL = Gauge('model_info', 'Which version of a model answers', ('model', 'version'), multiprocess_mode='livemax', **_own)
-_stages = {stage: STAGE_SECONDS.labels(stage) for stage in STAGES}
 ROLLBACKS = Counter('rollbacks', 'Candidates that were no longer tried because they did badly', ('model',), **_own)
 SHADOWS = Counter('shadow_answers', 'Answers of a candidate in the shadow', ('model', 'agrees'), **_own)
 
 
+@lru_cache(4096)
+def _of(metric: Counter | Histogram, *labels) -> Counter | Histogram:
+    "The series with these labels; finding it takes longer than counting"
+    return metric.labels(*labels)
+
+
 def observe(record: Record):
     "Count one request that has ended"
-    REQUESTS.labels(record.route, record.method, record.status).inc()
-    REQUEST_SECONDS.labels(record.route).observe(record.seconds)
-    for stage, seconds in record.stages.items(): _stages[stage].observe(seconds)
-    if record.code: PROBLEMS.labels(record.code).inc()
+    _of(REQUESTS, record.route, record.method, record.status).inc()
+    _of(REQUEST_SECONDS, record.route).observe(record.seconds)
+    for stage, seconds in record.stages.items(): _of(STAGE_SECONDS, stage).observe(seconds)
+    if record.code: _of(PROBLEMS, record.code).inc()
     for p in record.pictures:
-        PREDICTIONS.labels(p.model, p.version, p.label).inc()
-        CONFIDENCE.labels(p.model).observe(p.probability)
+        _of(PREDICTIONS, p.model, p.version, p.label).inc()
+        _of(CONFIDENCE, p.model).observe(p.probability)
         if p.size: PICTURE_BYTES.observe(p.size)
 
 

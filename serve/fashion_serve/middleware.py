@@ -1,11 +1,10 @@
 "The outermost layer, pure ASGI: request ids, security headers, a record of each request, and nothing unforeseen gets out"
+import os
 import re
 import time
 from collections.abc import Callable
-from uuid import uuid4
 
 from fastapi import Request
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fashion_serve.errors import log, respond
@@ -33,12 +32,12 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        headers = Headers(scope=scope)
-        asked = headers.get('x-request-id', '')
-        request_id = asked if REQUEST_ID.fullmatch(asked) else uuid4().hex
-        record = Record(request_id, scope['method'], traceparent=headers.get('traceparent', ''))
+        headers = dict(scope['headers'])
+        asked = headers.get(b'x-request-id', b'').decode('latin-1')
+        request_id = asked if REQUEST_ID.fullmatch(asked) else os.urandom(16).hex()
+        record = Record(request_id, scope['method'], traceparent=headers.get(b'traceparent', b'').decode('latin-1'))
         scope.setdefault('state', {}).update(request_id=request_id, record=record)
-        scope['headers'] = [(k, v) for k, v in scope['headers'] if k != b'range'] # every answer is small, and comes whole
+        if b'range' in headers: scope['headers'] = [(k, v) for k, v in scope['headers'] if k != b'range'] # every answer is small, and comes whole
         caching = b'no-store' if scope['path'].startswith('/v1/') else b'no-cache'
         extra = [*SECURITY_HEADERS, (b'x-request-id', request_id.encode()), (b'cache-control', caching)]
         started = False

@@ -22,14 +22,16 @@ DRAIN = .5 # seconds between 'not ready' and the end of listening: long enough f
 class ServeConfig(uvicorn.Config):
     "uvicorn's configuration and the service's own; light, so that it can be sent to a new process, where `load` makes the app"
     def __init__(self, settings: Settings, board: Path):
-        super().__init__('fashion_serve.main:create_app', lifespan='on', ws='none', log_level='warning', access_log=False, server_header=False,
+        super().__init__('fashion_serve.main:create_app', lifespan='on', ws='none', log_config=None, access_log=False, server_header=False,
                          timeout_keep_alive=15, timeout_graceful_shutdown=20, workers=settings.workers)
         self.settings, self.board = settings, Board(board)
 
     def load(self):
         "Make the app; here, so that the process that only starts others does not load what the app needs"
+        from fashion_serve.logs import log_in_json
         from fashion_serve.main import create_app
         from fashion_serve.protocol import BoundedProtocol
+        log_in_json()
         try: self.app, self.http = create_app(self.settings, self.board), BoundedProtocol
         except FashionError as e:
             self.board.publish(Note(error=str(e)))
@@ -97,6 +99,7 @@ class Watch(threading.Thread):
         while not self.ended.wait(self.patience / 8):
             try: self.loop.call_soon_threadsafe(self._beat)
             except RuntimeError: return # the loop has ended
+            self.engine.show_queue()
             now = time.monotonic()
             if now - self.beat > self.patience: self._end('the event loop')
             if self.engine.busy_for(now) > self.patience: self._end('a thread that works on pictures')

@@ -1,6 +1,8 @@
 "GET /metrics and the log: what they say of requests, and what they never say"
 import json
 import re
+import subprocess
+import sys
 import time
 import urllib.request
 
@@ -90,3 +92,20 @@ def test_fewer_lines_if_asked(started, models_dir, samples):
     with started('--port', '0', '--models_dir', str(models_dir), FASHION_LOG_SHARE='0', FASHION_DEADLINE='30') as service:
         for _ in range(5): ask(service.url, samples['bag'])
         assert read(service.url)['fashion_requests_total', 'POST', '/v1/predict', '200'] == 5 and not lines(service)
+
+
+def test_warnings_are_lines_of_the_same_kind():
+    code = """
+import logging
+from fashion_serve.logs import log_in_json
+log_in_json()
+log = logging.getLogger('fashion_serve')
+log.warning('%s.onnx was exchanged', 'bag')
+try: 1/0
+except ZeroDivisionError: log.exception('that failed')
+logging.getLogger('uvicorn.error').warning('Invalid HTTP request received.')
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+    first, second, third = map(json.loads, done.stdout.splitlines())
+    assert (first['event'], first['level']) == ('bag.onnx was exchanged', 'warning') and first['timestamp'].endswith('Z')
+    assert second['level'] == 'error' and 'ZeroDivisionError' in second['exception'] and third['event'].startswith('Invalid HTTP')

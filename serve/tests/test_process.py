@@ -81,22 +81,25 @@ def test_ctrl_c_is_130(serve, models_dir):
     assert service.stop(signal.SIGINT) == (130, 'fashion_serve: interrupted\n')
 
 
+def ask_until_refused(where, png: bytes, found: list):
+    "Statuses, or what went wrong on a connection that was made"
+    while True:
+        connection = http.client.HTTPConnection(where.hostname, where.port, timeout=20)
+        try: connection.connect()
+        except OSError: return # nobody takes requests any more
+        try:
+            connection.request('POST', '/v1/predict', png)
+            found.append(connection.getresponse().status)
+        except OSError as e: found.append(repr(e))
+        finally: connection.close()
+
+
 def test_stopped_under_load_nothing_accepted_is_lost(serve, models_dir, samples, turns):
     "A connection is refused, or its request is answered: with a prediction, or with 503 while it drains"
     for _ in range(turns(1, 20)):
         service = serve('--port', '0', '--models_dir', str(models_dir), '--default_model', 'fashion_mnist', env=in_env(FASHION_DEADLINE='30'))
-        where, found, png = urllib.parse.urlparse(service.wait()), [], samples['bag']
-        def client():
-            while True:
-                connection = http.client.HTTPConnection(where.hostname, where.port, timeout=20)
-                try: connection.connect()
-                except OSError: return # nobody takes requests any more
-                try:
-                    connection.request('POST', '/v1/predict', png)
-                    found.append(connection.getresponse().status)
-                except OSError as e: found.append(repr(e))
-                finally: connection.close()
-        clients = [threading.Thread(target=client) for _ in range(4)]
+        found, where = [], urllib.parse.urlparse(service.wait())
+        clients = [threading.Thread(target=ask_until_refused, args=(where, samples['bag'], found)) for _ in range(4)]
         for c in clients: c.start()
         threading.Timer(.5, service.process.send_signal, [signal.SIGTERM]).start()
         for c in clients: c.join(30)

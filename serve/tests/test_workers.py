@@ -127,6 +127,7 @@ import asyncio, threading, time
 from fashion_serve.worker import Watch
 class Engine:
     def busy_for(self, now): return {busy}
+    def show_queue(self): pass
 async def main():
     Watch(asyncio.get_running_loop(), Engine(), .5).start()
     {wait}
