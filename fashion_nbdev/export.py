@@ -24,6 +24,7 @@ from .data import DATASETS, Split, data_hash, input_rule, load_dataset, photo_sp
 from .evaluate import mcnemar, score, summary, wilson_interval
 from .golden import with_golden
 from .improvements import load_splits # its import registers the project's networks with timm
+from .mirror import with_mirror
 from .model_file import ModelInfo, pack_model
 from .networks import LITE_WEIGHTS, load_model
 from .photos import Photo, decode_photos
@@ -130,7 +131,7 @@ def export_model(
     gap = torch_gap(served, as_predictor(fp32, info), splits['valid'].images[:batch_of(info.height, info.width, 64)])
     if not gap <= 1e-3: raise FashionError(f'torch and ONNX differ by {gap:.2g} in a logit, at most 0.001 is allowed: nothing was written')
     images = take(splits['train'], min(cfg.export.calibration_images, len(splits['train'].labels)), cfg.seed).images
-    variants = make_variants(fp32, info, splits['valid'], images)
+    variants = make_variants(fp32, info, splits['valid'], images, with_mirror if cfg.export.mirror else bytes)
     return _ship(variants, info, cfg, splits, Path(out), Path(fp32_out), gap)
 
 def _ship(variants: list[Variant], info: ModelInfo, cfg: Config, splits: dict, out: Path, fp32_out: Path, gap: float) -> ExportReport:
