@@ -5,9 +5,10 @@ export function makeMany({ $, text, element, percent, ask, thumbnail, name }) {
   const many = { rows: [], running: null };
 
   function row(file) {
-    const tr = element('tr'), look = element('canvas', '', { width: 40, height: 40 });
+    const tr = element('tr', '', { role: 'row' }), look = element('canvas', '', { width: 40, height: 40 });
     look.setAttribute('aria-hidden', true);
-    const cells = [element('td'), element('th', file.name, { scope: 'row' }), element('td', text('queued')), element('td')];
+    const cell = { role: 'cell' }; // said aloud as a table even where CSS makes a grid of it
+    const cells = [element('td', '', cell), element('th', file.name, { scope: 'row', role: 'rowheader' }), element('td', text('queued'), cell), element('td', '', cell)];
     cells[0].append(look);
     tr.append(...cells);
     return { file, tr, look, category: cells[2], share: cells[3], answer: null, problem: null };
