@@ -120,7 +120,7 @@ class Compiled(Callback):
     order = 60 # after an average of the weights has copied the plain network
     def before_fit(self):
         self.fast = torch.compile(self.model.forward) if shutil.which(os.environ.get('CXX', 'g++')) else None
-        if self.fast is None: warnings.warn('train.compile is on, but there is no C++ compiler: install g++ for quicker training')
+        if self.fast is None: warnings.warn('train.compile is on, but there is no C++ compiler: install g++ for quicker training', stacklevel=2)
     def before_train(self):
         if self.fast: self.model.forward = self.fast
     def after_train(self): self.model.__dict__.pop('forward', None)

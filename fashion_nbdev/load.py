@@ -173,10 +173,10 @@ def measured(
 
 # %% ../nbs/08a_load.ipynb #cell-19
 def pictures(
-    model: str, # 'fashion_mnist' or another model, which gets photographs
+    model: str, # one of Fashion-MNIST, whose name begins so, or another, which gets photographs
 ) -> list[bytes]: # files
     "What is asked about: for photographs eight drawn ones of 400 x 533 pixels, for Fashion-MNIST sixteen garments of 28 x 28"
-    if model != 'fashion_mnist': return [product_photo(533, 400, seed=i) for i in range(8)]
+    if not model.startswith('fashion_mnist'): return [product_photo(533, 400, seed=i) for i in range(8)]
     rng = np.random.default_rng(42)
     return [encode_image(np.pad(rng.integers(60, 256, (20, 14, 1), dtype=np.uint8), ((4, 4), (7, 7), (0, 0))), 'PNG') for _ in range(16)]
 
