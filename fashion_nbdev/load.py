@@ -35,12 +35,14 @@ def http_request(
 
 class _Connection(asyncio.Protocol):
     "Sends one request at a time, and notes the status of its answer"
-    def __init__(self): self.parser, self.waiting, self.transport = httptools.HttpResponseParser(self), None, None
+    def __init__(self): self.parser, self.waiting, self.transport, self.open = httptools.HttpResponseParser(self), None, None, False
     def connection_made(self, transport): self.transport = transport
     def data_received(self, data):
         try: self.parser.feed_data(data)
         except httptools.HttpParserError as e: self._end(e)
-    def on_message_complete(self): self._end(self.parser.get_status_code())
+    def on_message_complete(self):
+        self.open = self.parser.should_keep_alive() # known here only
+        self._end(self.parser.get_status_code())
     def connection_lost(self, e): self._end(e or ConnectionResetError())
 
     def _end(self, outcome: int | Exception):
@@ -53,7 +55,7 @@ class _Connection(asyncio.Protocol):
         except TimeoutError as e: return e
 
     @property
-    def usable(self) -> bool: return not self.transport.is_closing() and self.parser.should_keep_alive()
+    def usable(self) -> bool: return self.open and not self.transport.is_closing()
 
 # %% ../nbs/08a_load.ipynb #cell-8
 @dataclass

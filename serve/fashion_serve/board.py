@@ -43,6 +43,7 @@ class Board:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.metrics = self.folder / 'metrics' # what Prometheus' client counts in every process
+        self.counter: int | None = None # the open file with this worker's connections
 
     # ---- the workers
     def _note(self, pid: int) -> Path: return self.folder / f'worker-{pid}.json'
@@ -58,8 +59,18 @@ class Board:
 
     def forget(self, pid: int):
         "A process has ended"
-        self._note(pid).unlink(missing_ok=True)
+        for file in self._note(pid), self.folder / f'connections-{pid}': file.unlink(missing_ok=True)
         for gauge in self.metrics.glob(f'gauge_live*_{pid}.db'): gauge.unlink(missing_ok=True) # as prometheus_client's mark_process_dead, which this process need not load
+
+    # ---- their connections, read at each new one: numbers in files that stay open
+    def say_busy(self, connections: int):
+        "How many connections this worker has"
+        if self.counter is None: self.counter = os.open(self.folder / f'connections-{os.getpid()}', os.O_RDWR | os.O_CREAT)
+        os.pwrite(self.counter, connections.to_bytes(4, 'little'), 0)
+
+    def least_busy(self) -> int:
+        "The fewest connections that any worker has"
+        return min((int.from_bytes(file.read_bytes(), 'little') for file in self.folder.glob('connections-*')), default=0)
 
     def pids(self) -> list[int]:
         "The workers that have said how they are"

@@ -61,6 +61,10 @@ class Engine:
         why = str(self.error) if self.error else 'the models are being loaded: please try again in a moment'
         raise Problem('not_ready', why, {'Retry-After': '1'})
 
+    def check_room(self):
+        "Raises the `Problem` if anything that came now would be too late: before its body is read"
+        self._admit(0.0, Lane.INTERACTIVE, self.settings.deadline)
+
     def submit(self, kind: Classify | Infer, data: bytes | np.ndarray, pixels: int, gone: Gone = never) -> asyncio.Future:
         "Take on one job, in people's lane: its `Answer` to come; raises `Problem` if that would be too late"
         begun, allowed, cost = time.perf_counter(), self.settings.deadline, kind.pace.estimate(pixels)

@@ -40,11 +40,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport):
         super().connection_made(transport)
+        self.config.tell()
         self._start('headers', self.timeout, self._slow_headers)
 
     def connection_lost(self, exc):
         for timer in list(self.timers): self._stop(timer)
         super().connection_lost(exc)
+        self.config.tell()
 
     def on_message_begin(self):
         super().on_message_begin()

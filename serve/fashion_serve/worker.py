@@ -1,17 +1,18 @@
 "One process that answers requests: it tells the board how it is, watches over itself, and drains before it ends"
 import asyncio
+import gc
 import os
 import socket
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from fashion_nbdev.core import FashionError
+from fashion_serve.accept import BUSY, Acceptor
 from fashion_serve.board import Board, Note
 from fashion_serve.settings import Settings
 
@@ -49,14 +50,25 @@ class Worker(uvicorn.Server):
         if self.config.engine.error: sys.exit(STARTUP_FAILURE) # it would not start the next time either
 
     async def startup(self, sockets=None):
-        await super().startup(sockets)
+        await super().startup([]) # all but the listening
+        make = lambda: self.config.http_protocol_class(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        self.config.tell = self._connections
+        self.servers = [Acceptor(sock, make, self.config.board, self._connections) for sock in sockets]
         self.watch = Watch(asyncio.get_running_loop(), self.config.engine, self.config.settings.hang_timeout)
         self.watch.start()
         self.telling = asyncio.create_task(self._tell())
 
+    def _connections(self) -> int:
+        "For others to compare, and told to them; one that could not answer wants none"
+        engine = self.config.engine
+        self.config.board.say_busy(n := len(self.server_state.connections) if engine.ready and not engine.draining else BUSY)
+        return n
+
     async def _tell(self):
         engine = self.config.engine
         await engine.settled.wait()
+        self._connections()
+        gc.freeze() # what is there now stays: no need to look through it again and again
         self.config.board.publish(Note(engine.ready, list(engine.registry.models), engine.registry.plan.generation, str(engine.error or '')))
         if engine.error: self.should_exit = True
         else: await engine.registry.keep_following()
@@ -64,6 +76,7 @@ class Worker(uvicorn.Server):
     async def shutdown(self, sockets=None):
         "Say that it is not ready, answer for a moment longer, then take no more and finish what was taken"
         self.config.engine.draining = True
+        self._connections()
         if not self.config.engine.error and not self.force_exit:
             await asyncio.sleep(DRAIN)
             await self._close(sockets)
@@ -75,13 +88,7 @@ class Worker(uvicorn.Server):
         "Stop listening, and lose none of the connections that were made and not looked at yet"
         for sock in sockets: sock.listen(0) # the kernel makes no more than one ahead
         await asyncio.sleep(DRAIN / 10)
-        waiting = []
-        for sock, server in zip(sockets, self.servers):
-            with suppress(BlockingIOError): # until there are none
-                while True: waiting.append(sock.accept()[0])
-            server.close()
-        make = lambda: self.config.http_protocol_class(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
-        for connection in waiting: await asyncio.get_running_loop().connect_accepted_socket(make, connection)
+        for acceptor in self.servers: await acceptor.take_waiting()
 
 
 class Watch(threading.Thread):

@@ -1,0 +1,50 @@
+"Which worker takes a new connection: one that has the fewest, or all of some client's requests would wait for one core"
+import asyncio
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+from fashion_serve.board import Board
+
+TURN = .002 # seconds in which another worker may take it
+TURNS = 5 # then this one does: the other may be stuck
+SLACK = 1.25 # times as many connections as another one are no reason to leave one to it
+BUSY = 2**31 # connections of a worker that wants none
+
+
+class Acceptor:
+    "Takes connections from a socket that all workers listen on"
+    def __init__(self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], board: Board, connections: Callable[[], int]):
+        self.sock, self.protocol, self.board, self.connections = sock, protocol, board, connections
+        self.loop, self.left, self.made = asyncio.get_running_loop(), 0, set()
+        self.sock.setblocking(False)
+        self._watch()
+
+    def close(self):
+        "Take no more"
+        self.loop.remove_reader(self.sock)
+        self.sock = None
+
+    async def take_waiting(self):
+        "Take all that have been made and not looked at yet"
+        with suppress(BlockingIOError): # until there are none
+            while True: self._take()
+        await asyncio.gather(*self.made)
+
+    def _watch(self):
+        if self.sock: self.loop.add_reader(self.sock, self._ready)
+
+    def _ready(self):
+        if self.left < TURNS and self.connections() > 1 + SLACK*self.board.least_busy():
+            self.left += 1
+            self.loop.remove_reader(self.sock)
+            self.loop.call_later(TURN, self._watch)
+            return
+        self.left = 0
+        with suppress(BlockingIOError, ConnectionAbortedError): # none are left, or a client is gone again
+            for _ in range(1 + self.connections() // 4): self._take() # one by one while they are few; a flood must not wait
+
+    def _take(self):
+        connection, _ = self.sock.accept()
+        self.made.add(task := self.loop.create_task(self.loop.connect_accepted_socket(self.protocol, connection)))
+        task.add_done_callback(self.made.discard)
