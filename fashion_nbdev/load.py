@@ -233,8 +233,10 @@ def running_service(
         try:
             line = next((line for line in process.stdout if 'ready at' in line), '')
             if not line: raise BenchmarkError('fashion_serve did not start')
-            threading.Thread(target=deque, args=(process.stdout, 0), daemon=True).start() # its log is read, or it would wait for that
+            (reader := threading.Thread(target=deque, args=(process.stdout, 0), daemon=True)).start() # its log is read, or it would wait for that
             yield line.split()[-1].rstrip('/')
+            process.terminate()
+            reader.join()
         finally: process.terminate()
 
 # %% ../nbs/08a_load.ipynb #cell-25

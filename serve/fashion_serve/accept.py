@@ -9,6 +9,7 @@ from fashion_serve.board import Board
 TURN = .002 # seconds in which another worker may take it
 TURNS = 5 # then this one does: the other may be stuck
 SLACK = 1.25 # times as many connections as another one are no reason to leave one to it
+MOST = 1500 # connections of a worker; more wait until some have ended
 BUSY = 2**31 # connections of a worker that wants none
 
 
@@ -25,6 +26,9 @@ class Acceptor:
         self.loop.remove_reader(self.sock)
         self.sock = None
 
+    async def wait_closed(self):
+        "For uvicorn, which awaits its servers"
+
     async def take_waiting(self):
         "Take all that have been made and not looked at yet"
         with suppress(BlockingIOError): # until there are none
@@ -35,14 +39,15 @@ class Acceptor:
         if self.sock: self.loop.add_reader(self.sock, self._ready)
 
     def _ready(self):
-        if self.left < TURNS and self.connections() > 1 + SLACK*self.board.least_busy():
+        mine = self.connections()
+        if MOST <= mine < BUSY or self.left < TURNS and mine > 1 + SLACK*self.board.least_busy():
             self.left += 1
             self.loop.remove_reader(self.sock)
             self.loop.call_later(TURN, self._watch)
             return
         self.left = 0
         with suppress(BlockingIOError, ConnectionAbortedError): # none are left, or a client is gone again
-            for _ in range(1 + self.connections() // 4): self._take() # one by one while they are few; a flood must not wait
+            for _ in range(1 + mine // 4 if mine < BUSY else 1): self._take() # one by one while they are few; a flood must not wait
 
     def _take(self):
         connection, _ = self.sock.accept()

@@ -31,6 +31,7 @@ class Engine:
         self.settled = asyncio.Event() # loading has ended, well or badly
         self.budget = Budget(settings.max_pending_bytes)
         self.queue = WorkQueue(settings.threads)
+        self.usual = 0.0 # seconds that pictures have been estimated to take of late
         self.begun: list[float | None] = [None] * settings.threads # since when each thread has been at work
         self.threads = [Thread(target=self._work, args=(i,), name=f'picture-{i}', daemon=True) for i in range(settings.threads)]
 
@@ -62,12 +63,13 @@ class Engine:
         raise Problem('not_ready', why, {'Retry-After': '1'})
 
     def check_room(self):
-        "Raises the `Problem` if anything that came now would be too late: before its body is read"
-        self._admit(0.0, Lane.INTERACTIVE, self.settings.deadline)
+        "Raises the `Problem` if a picture as they usually are would be too late if it came now: before its body is read"
+        self._admit(self.usual, Lane.INTERACTIVE, self.settings.deadline)
 
     def submit(self, kind: Classify | Infer, data: bytes | np.ndarray, pixels: int, gone: Gone = never) -> asyncio.Future:
         "Take on one job, in people's lane: its `Answer` to come; raises `Problem` if that would be too late"
         begun, allowed, cost = time.perf_counter(), self.settings.deadline, kind.pace.estimate(pixels)
+        self.usual += (cost - self.usual) / 50
         self._admit(cost, Lane.INTERACTIVE, allowed)
         return self._put(Job(kind, data, pixels, cost, begun + allowed, asyncio.get_running_loop().create_future(), Lane.INTERACTIVE, gone))
 

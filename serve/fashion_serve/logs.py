@@ -3,6 +3,7 @@ import asyncio
 import logging
 import random
 import sys
+import time
 from collections import deque
 from typing import BinaryIO
 
@@ -11,6 +12,7 @@ import structlog
 
 from fashion_serve.record import Record
 
+COMPLAINTS = 10 # lines a second about requests that were turned away
 MOMENT = .05 # seconds that a line may wait for others
 _encode = msgspec.json.Encoder().encode
 
@@ -57,14 +59,21 @@ def log_in_json():
 class RequestLog:
     "Writes requests down: every problem that is ours, and a share of all others"
     def __init__(self, share: float):
-        self.share, self.lines = share, Lines(sys.stdout.buffer)
+        self.share, self.lines, self.complaints = share, Lines(sys.stdout.buffer), (0, 0) # the second, and how many in it
         self.log, self.close = make_log(self.lines), self.lines.out
 
     def write(self, r: Record):
         if r.status < 500 and self.share < 1 and random.random() >= self.share: return
+        if r.code == 'overloaded' and not self._may_complain(): return
         fields = dict(request_id=r.request_id, method=r.method, route=r.route, status=r.status, ms=round(1000 * r.seconds, 2))
         if r.key: fields['key'] = r.key
         if r.code: fields['code'] = r.code
         if r.stages: fields['stages_ms'] = {stage: round(1000 * seconds, 2) for stage, seconds in r.stages.items()}
         if r.pictures: fields['pictures'] = [dict(model=p.model, version=p.version, label=p.label, probability=round(p.probability, 4), bytes=p.size) for p in r.pictures]
         self.log.info('request', **fields)
+
+    def _may_complain(self) -> bool:
+        "Not of every request that is turned away: the metrics count them, and writing would cost those that are not"
+        second = int(time.monotonic())
+        self.complaints = (second, self.complaints[1] + 1 if self.complaints[0] == second else 1)
+        return self.complaints[1] <= COMPLAINTS

@@ -25,6 +25,12 @@ SECURITY_HEADERS = tuple((k.encode(), v.encode()) for k, v in {
 }.items())
 
 
+def request_id_of(headers: list[tuple[bytes, bytes]]) -> str:
+    "The client's own id, if it is a plain one"
+    asked = dict(headers).get(b'x-request-id', b'').decode('latin-1')
+    return asked if REQUEST_ID.fullmatch(asked) else os.urandom(16).hex()
+
+
 class Edge:
     "Gives each request an id (the client's own, if it is a plain one) and each answer its headers; hands on what is known of it when it has ended"
     def __init__(self, app: ASGIApp, done: Callable[[Record], None]):
@@ -33,8 +39,7 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         headers = dict(scope['headers'])
-        asked = headers.get(b'x-request-id', b'').decode('latin-1')
-        request_id = asked if REQUEST_ID.fullmatch(asked) else os.urandom(16).hex()
+        request_id = request_id_of(scope['headers'])
         record = Record(request_id, scope['method'], traceparent=headers.get(b'traceparent', b'').decode('latin-1'))
         scope.setdefault('state', {}).update(request_id=request_id, record=record)
         if b'range' in headers: scope['headers'] = [(k, v) for k, v in scope['headers'] if k != b'range'] # every answer is small, and comes whole

@@ -2,16 +2,23 @@
 import asyncio
 import json
 from http import HTTPStatus
-from uuid import uuid4
+from types import SimpleNamespace
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fashion_serve.errors import MEDIA_TYPE, problem_body
+from fashion_serve.errors import MEDIA_TYPE, PROBLEMS, Problem, problem_body
+from fashion_serve.middleware import request_id_of
+from fashion_serve.record import Record
+
+PICTURES = b'/v1/predict'
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024 # of the address and all headers
 LAST_MOMENT = .3 # seconds that an idle connection is kept when the service stops
 GRACE = 1.0 # seconds after which a body that the app has given up on costs its connection
+
+
+_ANSWERED = SimpleNamespace(response_complete=True, disconnected=False, message_event=SimpleNamespace(set=lambda: None)) # a request as far as the protocol looks at it
 
 
 class Refused(Exception):
@@ -73,9 +80,23 @@ class BoundedProtocol(HttpToolsProtocol):
         self.in_body = True
         self._stop('headers')
         self._start('body', self.timeout + GRACE, self._slow_body)
+        if self._turned_away(): return
         super().on_headers_complete()
         self.scope['connection'] = self.cycle # says whether the client has left
         if self.config.engine.draining: self.cycle.keep_alive = False # the client makes its next connection elsewhere
+
+    def _turned_away(self) -> bool:
+        "Where more is waiting than can be done in time, a picture is refused here, before it costs anything; its body is passed over"
+        if self.url.partition(b'?')[0] != PICTURES or self.parser.get_method() != b'POST' or not (self.cycle is None or self.cycle.response_complete): return False
+        try: self.config.engine.check_room()
+        except Problem as e: problem = e
+        else: return False
+        record = Record(request_id_of(self.headers), 'POST', PICTURES.decode(), PROBLEMS[problem.code].status, code=problem.code)
+        self.cycle = _ANSWERED
+        self.transport.write(_answer(problem.code, problem.detail, record.request_id, {**problem.headers, 'cache-control': 'no-store'}))
+        self.transport.close() if not self.parser.should_keep_alive() else self.on_response_complete()
+        self.config.app.state.done(record)
+        return True
 
     def on_message_complete(self):
         self._stop('body')
@@ -110,14 +131,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if waiting and self.in_body and not self.cycle.response_started and not self.pipeline: # the app reads no further
             waiting, self.cycle.disconnected = False, True
             self.cycle.message_event.set()
-        if not waiting: self.transport.write(_answer(why))
+        if not waiting: self.transport.write(_answer(why.code, why.detail, request_id_of([]), {'connection': 'close'}))
         self.transport.close()
 
 
-def _answer(why: Refused) -> bytes:
+def _answer(code: str, detail: str, request_id: str, headers: dict[str, str]) -> bytes:
     "A whole HTTP answer that carries a problem"
-    problem = problem_body(why.code, why.detail, request_id := uuid4().hex)
+    problem = problem_body(code, detail, request_id)
     status, body = HTTPStatus(problem['status']), json.dumps(problem).encode()
-    head = {'content-type': MEDIA_TYPE, 'content-length': len(body), 'x-request-id': request_id, 'x-content-type-options': 'nosniff', 'connection': 'close'}
+    head = {'content-type': MEDIA_TYPE, 'content-length': len(body), 'x-request-id': request_id, 'x-content-type-options': 'nosniff', **headers}
     lines = [f'HTTP/1.1 {status.value} {status.phrase}', *(f'{k}: {v}' for k, v in head.items()), '', '']
     return '\r\n'.join(lines).encode() + body

@@ -60,7 +60,6 @@ def asked(query: s.PredictQuery, engine: Engine, one: bool) -> Classify:
 async def predict(request: Request, engine: EngineDep, query: Annotated[s.PredictQuery, Query()]) -> Response:
     "The most likely labels of the picture sent, as the raw body or as the field `file` of a multipart form."
     record, kind = request.state.record, asked(query, engine, one=True)
-    engine.check_room()
     with engine.budget.hold() as hold:
         data = await read_picture(request, engine.settings.max_bytes, engine.settings.read_timeout, hold)
         record.add('read', time.perf_counter() - record.begun)

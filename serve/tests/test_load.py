@@ -1,4 +1,9 @@
 "The promises under load, in a short form that a slow machine can keep, too; `make sla` measures the real ones (results/load_*.json)"
+import http.client
+import json
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
 import pytest
 
 from fashion_nbdev.load import closed_loop, http_request, open_loop, overload, pictures, summary, usage
@@ -37,3 +42,16 @@ def test_memory_and_files_come_back(own, requests):
     after = usage(own)
     assert after['mb'] < before['mb'] * 1.1 + 20 and after['open_files'] <= before['open_files'] + 20, (before, after)
     assert after['mb'] < 700
+
+
+def test_what_is_turned_away_is_told_when_to_come_back(own, requests):
+    "Over a connection that can be used again, with the caller's id"
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(open_loop, own, requests, 2000, 2)
+        connection, found = http.client.HTTPConnection(urlsplit(own).hostname, urlsplit(own).port, timeout=10), []
+        while not busy.done() and len(found) < 5:
+            connection.request('POST', '/v1/predict', b'x' * 50_000, {'X-Request-Id': 'mine'})
+            answer = connection.getresponse()
+            body = json.load(answer)
+            if answer.status == 429: found.append((body['code'], body['request_id'], answer.headers['X-Request-Id'], int(answer.headers['Retry-After']) >= 1, answer.headers['Content-Type']))
+    assert set(found) == {('overloaded', 'mine', 'mine', True, 'application/problem+json')}

@@ -141,3 +141,15 @@ def test_a_stuck_worker_ends_itself(busy, wait, words):
     done = subprocess.run([sys.executable, '-c', STUCK.format(busy=busy, wait=wait)], capture_output=True, text=True, timeout=30)
     if words: assert done.returncode == 75 and words in done.stderr and 'went on' not in done.stdout
     else: assert (done.returncode, done.stdout) == (0, 'went on\n')
+
+
+def test_connections_are_shared_out(two):
+    "Those of one client that keeps many do not all end at one worker"
+    kept = [http.client.HTTPConnection(urlsplit(two.url).hostname, urlsplit(two.url).port, timeout=10) for _ in range(12)]
+    for connection in kept:
+        connection.request('GET', '/livez')
+        connection.getresponse().read()
+    ours = {connection.sock.getsockname()[1] for connection in kept}
+    counts = [sum(c.raddr.port in ours for c in psutil.Process(pid).net_connections('tcp') if c.raddr) for pid in workers(two)]
+    for connection in kept: connection.close()
+    assert sum(counts) == 12 and min(counts) >= 4, counts
