@@ -14,10 +14,11 @@ from typing import Any
 
 import httpx
 import numpy as np
+from fastcore.basics import chunked
 from PIL import Image
 
 from .core import FashionError
-from .image import ImageError, ImageLimits, decode_image, image_header
+from .image import IMAGE_ERRORS, ImageError, ImageLimits, decode_image, image_header
 from .predict import Failure, Prediction, Score, Timing
 
 # %% ../nbs/09_client.ipynb #cell-6
@@ -56,11 +57,9 @@ class ServiceError(FashionError):
 
     def __str__(self): return self.message
 
-_PICTURE = {'empty', 'unsupported_format', 'too_many_pixels', 'side_too_long', 'too_many_scans', 'corrupt', 'bad_image'} # codes that speak of the picture
-
 def _error(problem: dict, status: int) -> FashionError:
     code, detail = problem.get('code', 'unknown'), problem.get('detail', f'the service answered {status}')
-    return ImageError(code, detail) if code in _PICTURE else ServiceError(code, detail, status)
+    return ImageError(code, detail) if code in {*IMAGE_ERRORS, 'bad_image'} else ServiceError(code, detail, status)
 
 def _prediction(body: dict) -> Prediction:
     spent = body['timing_ms']
@@ -77,9 +76,6 @@ def _pause(attempt: int, response: httpx.Response | None) -> float:
     "Seconds to wait before the next try: what the service asks for, or a little longer each time"
     asked = response.headers.get('retry-after', '') if response is not None else ''
     return min(30.0, float(asked)) if asked.isdigit() else min(5.0, 0.1*2**attempt)
-
-def _tries(retries: int) -> Iterator: # of (attempt, whether it is the last)
-    for attempt in range(retries + 1): yield attempt, attempt == retries
 
 def _checked(response: httpx.Response) -> httpx.Response:
     if response.status_code < 400: return response
@@ -103,6 +99,12 @@ class _Asking:
         self.url, self.retries, self.max_side = url.rstrip('/'), retries, max_side
         self._options = dict(base_url=self.url, timeout=timeout, headers={'Authorization': f'Bearer {key}'} if key else {})
 
+    def _pause_after(self, attempt: int, outcome: httpx.Response | httpx.TransportError) -> float | None: # seconds to wait before the next try; None if this answer is the last word
+        failed, last = isinstance(outcome, httpx.TransportError), attempt == self.retries
+        if failed and last: raise _unreachable(self.url, outcome) from None
+        if not failed and (last or outcome.status_code not in _AGAIN): return None
+        return _pause(attempt, None if failed else outcome)
+
     def _one(self, x, **query) -> dict:
         return dict(method='POST', url='/v1/predict', params={k: v for k, v in query.items() if v}, content=_content(x, self.max_side))
 
@@ -119,13 +121,6 @@ def _in_order(ready: list, text: str) -> Iterator: # the service's answers among
     lines = iter(text.splitlines())
     for data in ready: yield data if isinstance(data, Failure) else _line(next(lines))
 
-def _groups(items: Iterable, n: int) -> Iterator[list]:
-    group = []
-    for item in items:
-        group.append(item)
-        if len(group) == n: yield group; group = []
-    if group: yield group
-
 # %% ../nbs/09_client.ipynb #cell-17
 class Client(_Asking):
     "Asks a service and waits for its answers; to be used in a `with` block, or closed"
@@ -138,13 +133,11 @@ class Client(_Asking):
     def __exit__(self, *_): self.close()
 
     def _ask(self, **request) -> httpx.Response:
-        for attempt, last in _tries(self.retries):
-            response = None
-            try: response = self._http.request(**request)
-            except httpx.TransportError as e:
-                if last: raise _unreachable(self.url, e) from None
-            if response is not None and (last or response.status_code not in _AGAIN): return _checked(response)
-            time.sleep(_pause(attempt, response))
+        for attempt in range(self.retries + 1):
+            try: outcome = self._http.request(**request)
+            except httpx.TransportError as e: outcome = e
+            if (pause := self._pause_after(attempt, outcome)) is None: return _checked(outcome)
+            time.sleep(pause)
 
     def models(self) -> list[dict]: # as /v1/models describes them
         "The models there are"
@@ -167,7 +160,7 @@ class Client(_Asking):
         batch_size: int = 16, # pictures sent together
     ) -> Iterator[Prediction | Failure]: # in the order of `xs`; raises `ServiceError`
         "Categorise many pictures; a bad one becomes a `Failure` in its place"
-        for group in _groups(xs, batch_size):
+        for group in chunked(xs, batch_size):
             ready, request = self._many(group, top_k=top_k, lang=lang, model=model)
             yield from _in_order(ready, self._ask(**request).text if request['files'] else '')
 
@@ -183,13 +176,11 @@ class AsyncClient(_Asking):
     async def __aexit__(self, *_): await self.close()
 
     async def _ask(self, **request) -> httpx.Response:
-        for attempt, last in _tries(self.retries):
-            response = None
-            try: response = await self._http.request(**request)
-            except httpx.TransportError as e:
-                if last: raise _unreachable(self.url, e) from None
-            if response is not None and (last or response.status_code not in _AGAIN): return _checked(response)
-            await asyncio.sleep(_pause(attempt, response))
+        for attempt in range(self.retries + 1):
+            try: outcome = await self._http.request(**request)
+            except httpx.TransportError as e: outcome = e
+            if (pause := self._pause_after(attempt, outcome)) is None: return _checked(outcome)
+            await asyncio.sleep(pause)
 
     async def models(self) -> list[dict]: # as /v1/models describes them
         "The models there are"
@@ -212,6 +203,6 @@ class AsyncClient(_Asking):
         batch_size: int = 16, # pictures sent together
     ) -> AsyncIterator[Prediction | Failure]: # in the order of `xs`; raises `ServiceError`
         "Categorise many pictures; a bad one becomes a `Failure` in its place"
-        for group in _groups(xs, batch_size):
+        for group in chunked(xs, batch_size):
             ready, request = await asyncio.to_thread(self._many, group, top_k=top_k, lang=lang, model=model)
             for found in _in_order(ready, (await self._ask(**request)).text if request['files'] else ''): yield found

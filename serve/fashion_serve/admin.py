@@ -1,6 +1,7 @@
 "Models exchanged and tried while the service runs; for the one who runs it"
 import hashlib
 import hmac
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -26,12 +27,16 @@ Share = Annotated[float, Query(gt=0, le=1, description='share of the requests')]
 admin = APIRouter(prefix='/v1/models/{name}', tags=['models'], dependencies=[Depends(allowed)], responses=problems('not_allowed', 'not_ready', 'unknown_model'))
 
 
+async def _changed(name: str, engine: EngineDep, change: Callable[[str], Awaitable]) -> s.ModelOut:
+    engine.check_ready()
+    await change(name)
+    return describe(engine.registry.get(name), engine.registry.default)
+
+
 @admin.post('/reload', summary='Read a model file again', responses=problems('bad_model'))
 async def reload(name: str, engine: EngineDep) -> s.ModelOut:
     "Loaded beside the old one, verified, warmed up, exchanged in all workers without a pause; nothing changes if the file is bad."
-    engine.check_ready()
-    await engine.registry.reload(name)
-    return describe(engine.registry.get(name), engine.registry.default)
+    return await _changed(name, engine, engine.registry.reload)
 
 
 @admin.post('/canary', summary='Let a candidate answer some requests', responses=problems('bad_model', 'invalid_parameter'))
@@ -55,14 +60,10 @@ async def _trial(name: str, engine: EngineDep, share: float, shadow: bool) -> s.
 @admin.post('/promote', summary='Let the candidate replace the model', responses=problems('no_trial'))
 async def promote(name: str, engine: EngineDep) -> s.ModelOut:
     "From now on it answers alone."
-    engine.check_ready()
-    await engine.registry.promote(name)
-    return describe(engine.registry.get(name), engine.registry.default)
+    return await _changed(name, engine, engine.registry.promote)
 
 
 @admin.delete('/trial', summary='Stop trying the candidate', responses=problems('no_trial'))
 async def end_trial(name: str, engine: EngineDep) -> s.ModelOut:
     "The model answers alone again."
-    engine.check_ready()
-    await engine.registry.end_trial(name)
-    return describe(engine.registry.get(name), engine.registry.default)
+    return await _changed(name, engine, engine.registry.end_trial)

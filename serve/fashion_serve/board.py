@@ -62,7 +62,7 @@ class Board:
         for file in self._note(pid), self.folder / f'connections-{pid}': file.unlink(missing_ok=True)
         for gauge in self.metrics.glob(f'gauge_live*_{pid}.db'): gauge.unlink(missing_ok=True) # as prometheus_client's mark_process_dead, which this process need not load
 
-    # ---- their connections, read at each new one: numbers in files that stay open
+    # ---- their connections, read at each new one: each writes its own number, all read the others'
     def say_busy(self, connections: int):
         "How many connections this worker has"
         if self.counter is None: self.counter = os.open(self.folder / f'connections-{os.getpid()}', os.O_RDWR | os.O_CREAT)
