@@ -112,9 +112,9 @@ def _classified(values: np.ndarray, model: Model, k: int) -> list[list[str]]:
     return [[f'{row[i]:.6f}:{i}:{labels[i].key}' for i in np.argsort(-row, kind='stable')[:k]] for row in values]
 
 
-def answer(request: InferRequest, model: Model, logits: np.ndarray) -> Response:
+def answer(request: InferRequest, outputs: list[Output], model: Model, logits: np.ndarray) -> Response:
     "The response, binary if any output was asked for so"
-    made = [_output(o, model, logits, bool(request.parameters.get('binary_data_output'))) for o in _checked_outputs(request)]
+    made = [_output(o, model, logits, bool(request.parameters.get('binary_data_output'))) for o in outputs]
     head = dict(model_name=model.name, model_version=model.version, outputs=[json for json, _ in made]) | (dict(id=request.id) if request.id else {})
     body, tail = msgspec.json.encode(head), b''.join(raw for _, raw in made)
     if not tail: return Response(body, media_type='application/json')
@@ -174,8 +174,7 @@ async def infer(request: Request, engine: EngineDep, name: Name, version: str | 
         body = await read_body(request, engine.settings.max_bytes, engine.settings.read_timeout, hold)
         record.add('read', time.perf_counter() - record.begun)
         asked, tail = parse(body, request.headers.get(HEADER))
-        _checked_outputs(asked)
-        images = tensor(asked, tail, model)
+        outputs, images = _checked_outputs(asked), tensor(asked, tail, model)
         found = await engine.submit(Infer(model), images, images.size // images.shape[-1], gone(request))
     note_tensor(record, found)
-    return answer(asked, model, found.value)
+    return answer(asked, outputs, model, found.value)

@@ -25,9 +25,9 @@ SECURITY_HEADERS = tuple((k.encode(), v.encode()) for k, v in {
 }.items())
 
 
-def request_id_of(headers: list[tuple[bytes, bytes]]) -> str:
+def request_id_of(headers: dict[bytes, bytes]) -> str:
     "The client's own id, if it is a plain one"
-    asked = dict(headers).get(b'x-request-id', b'').decode('latin-1')
+    asked = headers.get(b'x-request-id', b'').decode('latin-1')
     return asked if REQUEST_ID.fullmatch(asked) else os.urandom(16).hex()
 
 
@@ -39,7 +39,7 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         headers = dict(scope['headers'])
-        request_id = request_id_of(scope['headers'])
+        request_id = request_id_of(headers)
         record = Record(request_id, scope['method'], traceparent=headers.get(b'traceparent', b'').decode('latin-1'))
         scope.setdefault('state', {}).update(request_id=request_id, record=record)
         if b'range' in headers: scope['headers'] = [(k, v) for k, v in scope['headers'] if k != b'range'] # every answer is small, and comes whole

@@ -91,7 +91,7 @@ class BoundedProtocol(HttpToolsProtocol):
         try: self.config.engine.check_room()
         except Problem as e: problem = e
         else: return False
-        record = Record(request_id_of(self.headers), 'POST', PICTURES.decode(), PROBLEMS[problem.code].status, code=problem.code)
+        record = Record(request_id_of(dict(self.headers)), 'POST', PICTURES.decode(), PROBLEMS[problem.code].status, code=problem.code)
         self.cycle = _ANSWERED
         self.transport.write(_answer(problem.code, problem.detail, record.request_id, {**problem.headers, 'cache-control': 'no-store'}))
         self.transport.close() if not self.parser.should_keep_alive() else self.on_response_complete()
@@ -131,7 +131,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if waiting and self.in_body and not self.cycle.response_started and not self.pipeline: # the app reads no further
             waiting, self.cycle.disconnected = False, True
             self.cycle.message_event.set()
-        if not waiting: self.transport.write(_answer(why.code, why.detail, request_id_of([]), {'connection': 'close'}))
+        if not waiting: self.transport.write(_answer(why.code, why.detail, request_id_of({}), {'connection': 'close'}))
         self.transport.close()
 
 
