@@ -17,7 +17,7 @@ WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $
 LEAST := 400
 quiet := env -u IN_TEST OMP_NUM_THREADS=1
 
-.PHONY: help run serve-env env test lint notebooks export docs sla fuzz screenshot lock clean
+.PHONY: help run serve-env env test lint notebooks export docs repro sla fuzz screenshot lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -47,6 +47,9 @@ export: env ## write fashion_nbdev/ from the notebooks
 
 docs: env ## write README.md from nbs/index.ipynb
 	$(BIN)/python scripts/readme.py
+
+repro: env ## run the pipeline, what is not up to date of it (ONLY=benchmark@short tries every step in a minute or two)
+	env PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro $(ONLY)
 
 sla: env ## measure the promises of the service under load, and repeat its tests as often as its goals say (half an hour)
 	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model clothing

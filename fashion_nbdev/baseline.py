@@ -60,6 +60,8 @@ class ResumableLearner(Learner):
     "A `Learner` whose `fit` can begin at a later epoch"
     first_epoch = 0
     def _do_fit(self):
+        bar = getattr(getattr(self, 'progress', None), 'mbar', None)
+        if bar and self.first_epoch: bar.update(0) # it learns when it began
         for epoch in range(self.first_epoch, self.n_epoch):
             self.epoch = epoch
             self._with_events(self._do_epoch, 'epoch', CancelEpochException)

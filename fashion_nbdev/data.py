@@ -130,7 +130,7 @@ DATASETS |= {
 def data_folders() -> list[Path]: # the first that holds a data set wins
     "Folders that may hold data sets"
     root = repo_root()
-    places = (os.environ.get('FASHION_DATA_DIR'), root and root.parent/'shared'/'data', '/usr/share/datasets', cache_dir()/'data')
+    places = (os.environ.get('FASHION_DATA_DIR'), root and root/'data', root and root.parent/'shared'/'data', '/usr/share/datasets', cache_dir()/'data')
     return [Path(p).expanduser() for p in places if p]
 
 def _find_in(base: Path, ds: Dataset) -> Path | None:

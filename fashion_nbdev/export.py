@@ -8,7 +8,7 @@ __all__ = ['data_info', 'weights_licence', 'ExportReport', 'export_model', 'find
            'fashion_evaluate']
 
 # %% ../nbs/07_export.ipynb #cell-5
-import shlex
+import json, shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -163,15 +163,15 @@ def _result_rows(report: ExportReport, cfg: Config) -> list[dict]:
             dict(test_agreement=report.agreement if v.name == report.variant else None, torch_gap=report.torch_gap) for v in report.variants]
 
 # %% ../nbs/07_export.ipynb #cell-23
-def _record_training(folder: Path, cfg: Config):
+def _record_training(folder: Path, cfg: Config, beside: Path):
     "Keep what the run reached, and with what settings, beside what its export measured"
-    if (metrics := folder/'metrics.json').is_file(): write_results(f'results/train_{cfg.name}.json', read_results(metrics)[0] | dict(config=asdict(cfg)))
+    if (metrics := folder/'metrics.json').is_file(): write_results(beside.with_name(f'train_{cfg.name}.json'), read_results(metrics)[0] | dict(config=asdict(cfg)))
 
 # %% ../nbs/07_export.ipynb #cell-24
 @command
 def fashion_export(
     run: Param('folder of a trained run; the newest of the experiment if not given', str, opt=False, nargs='?', default='') = '', # path
-    config: str = 'configs/fashion_mnist.yaml', # the experiment, where no run is given
+    config: str = '', # the experiment: its newest run where none is named (configs/fashion_mnist.yaml if not given), its export section for one that is
     out: str = '', # the file to serve; if not given models/NAME.onnx, or in the run's folder if it was a try on fewer images
     fp32: str = '', # the FP32 model; if not given model_fp32.onnx in the run's folder
     results: str = '', # what was measured; if not given results/export_NAME.json, or in the run's folder
@@ -179,19 +179,20 @@ def fashion_export(
     runs: str = 'runs', # folder of all runs
 ) -> ExportReport:
     "Turn a trained run into one ONNX file, in INT8 where that costs no accuracy"
-    folder = Path(run) if run else find_run(runs, load_config(config).name)
+    folder = Path(run) if run else find_run(runs, load_config(config or 'configs/fashion_mnist.yaml').name)
     cfg, net = load_config(folder/'config.yaml'), load_model(folder/'best_model')
+    if run and config: cfg.export = load_config(config).export
     cfg.data.samples = cfg.data.samples or samples
     served = replace(cfg, data=replace(cfg.data, train_size=0)) # training photographs, too, as serving prepares them
     splits, is_try = load_splits(served), cfg.data.samples or cfg.data.limit
     models, measured = (folder, folder) if is_try else (Path('models'), Path('results')) # a try replaces nothing
     int8_path, fp32_path = (check_target(p, '.onnx') for p in (out or models/f'{cfg.name}.onnx', fp32 or folder/'model_fp32.onnx'))
     record = check_target(results or measured/f'export_{cfg.name}.json', '.json', '.csv')
-    line = f'fashion_export {folder}' + ' --samples' * samples
+    line = f'fashion_export {folder}' + f' --config {config}' * bool(run and config) + ' --samples' * samples
     report = export_model(net, cfg, splits, int8_path, fp32_path, line)
     write_results(record, _result_rows(report, cfg), key=('model', 'variant'),
                   **conditions(line, latency_runs=LATENCY_RUNS, threads=1, data_hash=data_hash(splits[report.split])))
-    if not is_try and not results: _record_training(folder, cfg)
+    _record_training(folder, cfg, record)
     print(report)
     return report
 
@@ -282,6 +283,12 @@ def against_floor(
     return found
 
 # %% ../nbs/07_export.ipynb #cell-40
+def _main_scores(scores: dict) -> dict:
+    "What two models are compared by"
+    worst = {f'lowest_{kind}': min(r[kind] for r in scores['per_class']) for kind in ('precision', 'recall')}
+    return {k: round(float(v), 6) for k, v in ({k: scores[k] for k in ('accuracy', 'top_3', 'macro_f1', 'log_loss', 'ece')} | worst).items()}
+
+# %% ../nbs/07_export.ipynb #cell-41
 def _photo_checks(predictor: Predictor, right: np.ndarray, part: Split, photos: list[Photo], place: str) -> dict:
     "What recorded files allow to say beyond the scores"
     audit, floor, found = Path(f'results/audit_{place}.json'), Path(f'results/floor_{place}.json'), {}
@@ -296,7 +303,7 @@ def _check_lines(found: dict) -> str:
     lines += [f'floor {r["floor"]}: {r["accuracy"]:.1%}; {r["only_model"]} images only the model has right, {r["only_floor"]} only the floor, p = {r["p"]:.2g}' for r in found.get('floor', [])]
     return ''.join('\n' + line for line in lines)
 
-# %% ../nbs/07_export.ipynb #cell-41
+# %% ../nbs/07_export.ipynb #cell-42
 @command
 def fashion_evaluate(
     model: str = 'fashion_mnist', # a model's name, or the path of an .onnx file
@@ -309,10 +316,11 @@ def fashion_evaluate(
     config: str = '', # an experiment whose data section says where images are and how they are split
     quick: bool = False, # leave out the accuracy of photographs under shifts, which takes ten times as long
     out: str = '', # results file; results/evaluate_MODEL.json if not given, none for samples and unverified images
+    metrics: str = '', # a JSON file for the main scores alone, as `dvc metrics` shows them
     threads: int = 1, # of the network
 ) -> dict: # scores, see `evaluate.score`; of photographs also near_duplicates, floor and shifts
     "Score a model file on a data set"
-    if out: check_target(out, '.json', '.csv')
+    for path in filter(None, (out, metrics)): check_target(path, '.json', '.csv')
     predictor, cfg = Predictor.load(model, threads=threads), load_config(config) if config else Config()
     info, name = predictor.info, find_dataset(predictor.info, dataset or (cfg.data.dataset if config else ''))
     data = data_for(info, name, cfg, archive=archive or None, samples=samples or None, verify=False if unverified else None, valid_size=valid_size)
@@ -326,6 +334,7 @@ def fashion_evaluate(
     cond = conditions(_evaluate_line(str(model), name, split, samples, unverified, archive, valid_size, config), threads=threads, data_hash=hash_)
     row = dict(model=info.name, version=info.version)
     if out: write_results(out, dict(**row, dataset=name, split=split, verdict=verdict, **scores, **extra), **cond)
+    if metrics: _write(Path(metrics), json.dumps(_main_scores(scores), indent=1).encode() + b'\n')
     if photos and split == 'test' and not quick:
         extra['shifts'] = accuracy_under_shifts((p.read() for p in photos), part.labels, predictor.logits, predictor.prepare)
         print(_shift_line(extra['shifts']))

@@ -6,11 +6,11 @@
 __all__ = ['EMA', 'SAM', 'InfoBatch', 'Compiled', 'load_splits', 'make_recipe', 'fashion_train']
 
 # %% ../nbs/05_improvements.ipynb #cell-3
-from .baseline import fit
+from .baseline import _locked, fit
 from .batch_augment import make_augment
 from .config import Config, load_config
 from .core import ConfigError, command, labels_of, repo_root
-from .data import DATASETS, Split, input_rule, load_dataset, take
+from .data import DATASETS, Split, data_hash, input_rule, load_dataset, take
 from .finetune import ProbeHead, SoftTargets, load_teachers
 from .photo_augment import make_photo_augment
 from .report import validate
@@ -20,6 +20,7 @@ import os, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from time import strftime
 from typing import Callable
 
@@ -171,12 +172,24 @@ def _run_dir(runs: Path, name: str, run: str, resume: bool) -> Path:
     if not open_runs: raise ConfigError(f'nothing to resume under {runs/name}: no unfinished run has a checkpoint')
     return open_runs[-1]
 
-# %% ../nbs/05_improvements.ipynb #cell-34
+# %% ../nbs/05_improvements.ipynb #cell-35
+def _left_to_do(run_dir: Path, cfg: Config, train: Split) -> bool: # whether to resume; raises `ConfigError`
+    "Whether an interrupted run of the same experiment is there; anything else in its folder is removed"
+    if not run_dir.exists(): return False
+    with _locked(run_dir):
+        same = not (run_dir/'metrics.json').is_file() and (run_dir/'config.yaml').is_file() and load_config(run_dir/'config.yaml') == cfg
+        try: same = same and torch.load(run_dir/'checkpoint'/'last.pt', map_location='cpu', weights_only=True)['begun'].get('train_hash') == data_hash(train)
+        except (OSError, RuntimeError, EOFError, UnpicklingError): same = False # there is none, or it is damaged
+        if not same: shutil.rmtree(run_dir)
+    return same
+
+# %% ../nbs/05_improvements.ipynb #cell-36
 @command
 def fashion_train(
     config: str = 'configs/fashion_mnist.yaml', # the experiment
     run: str = '', # name of the run's folder; the time if not given
     resume: bool = False, # continue the named run, or else the newest unfinished one of this experiment
+    replace_run: bool = False, # for pipelines: the named run goes on if it was interrupted, and is replaced if it has ended or was begun otherwise
     verbose: bool = False, # a line an epoch instead of a progress bar
     set: Param('settings that win over the file, such as train.epochs=1', str, nargs='+') = (),
     runs: str = 'runs', # folder of all runs
@@ -186,6 +199,8 @@ def fashion_train(
     run_dir = _run_dir(Path(runs), cfg.name, run, resume)
     splits = load_splits(cfg)
     augment, cbs = make_recipe(cfg, splits)
+    if replace_run and not run: raise ConfigError('replace_run needs the name of the run: add --run NAME')
+    if replace_run: resume = _left_to_do(run_dir, cfg, splits['train'])
     line = f'fashion_train --config {config}' + f' --set {" ".join(set)}' * bool(set)
     metrics = fit(cfg, splits, run_dir, augment, cbs, resume, verbose, line)
     print(f'validation accuracy {metrics["valid_accuracy"]:.4f} (epoch {metrics["best_epoch"]}), '
