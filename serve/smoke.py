@@ -1,6 +1,7 @@
 "Ask a running service for what it is there for: is it ready, which models answer, does it know an ankle boot? Needs Python alone, so that it runs in the container too"
 import argparse
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -35,7 +36,7 @@ def smoke(url: str, wait: float) -> str:
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('url', nargs='?', default='http://127.0.0.1:8000')
+    parser.add_argument('url', nargs='?', default=f'http://127.0.0.1:{os.environ.get("FASHION_PORT", 8000)}', help='where it is (on this machine)')
     parser.add_argument('--wait', type=float, default=60, help='seconds that it may take to become ready (60)')
     args = parser.parse_args()
     print(smoke(args.url, args.wait))
