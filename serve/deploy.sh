@@ -35,7 +35,7 @@ cp -r "${files[@]}" "$release"
 if serve "$release"; then
     ln -sfn "$release" "$root/current.new"
     mv -T "$root/current.new" "$root/current"
-    find "$root" -mindepth 1 -maxdepth 1 -type d | sort | head -n -5 | xargs -r rm -rf # the last five are kept
+    find "$root" -mindepth 1 -maxdepth 1 -type d | sort | head -n -5 | xargs -r -d '\n' rm -rf # the last five are kept
     echo "deploy.sh: $image is in service"
     exit
 fi
