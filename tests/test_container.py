@@ -166,7 +166,7 @@ def test_container_says_it_is_healthy(container):
 
 def test_image_is_small(image, builder):
     if builder == 'buildah':
-        [found] = [i for i in json.loads(subprocess.run(['buildah', 'images', '--json', image], check=True, capture_output=True).stdout)]
+        [found] = json.loads(subprocess.run(['buildah', 'images', '--json', image], check=True, capture_output=True).stdout)
         number, unit = found['size'].split()
         size = float(number) * {'KB': .001, 'MB': 1, 'GB': 1000}[unit]
     else: size = int(subprocess.run([builder, 'image', 'inspect', '--format', '{{.Size}}', image], check=True, capture_output=True, text=True).stdout) / 1e6
