@@ -92,7 +92,7 @@ def image(request, builder) -> str:
     wanted, base = request.config.getoption('--image'), request.config.getoption('--base')
     if not wanted: pytest.skip('building takes minutes: make container, or --image build')
     if wanted != 'build':
-        subprocess.run([builder, 'pull', wanted], check=builder != 'buildah')
+        if subprocess.run([builder, 'inspect', '--type', 'image', wanted], capture_output=True).returncode: subprocess.run([builder, 'pull', wanted], check=True)
         return wanted
     if not base and subprocess.run([builder, 'pull', instructions(SERVICE)[0][1].split()[0]], capture_output=True).returncode:
         pytest.skip('the base image cannot be had here: name another with --base')
