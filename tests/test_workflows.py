@@ -79,6 +79,14 @@ def test_what_workflows_call_exists(path):
     assert max(script.count('\n') for step in steps(path) for script in [step.get('run', '')]) < 8, 'longer ones belong into a script that can be tested'
 
 
+@EACH
+def test_shell_in_workflows_is_clean(path):
+    for script in (step['run'] for step in steps(path) if 'run' in step):
+        assert '${{' not in script, 'what comes from outside comes by the environment'
+        done = subprocess.run([tool('shellcheck'), '--shell', 'bash', '--severity', 'info', '--exclude', 'SC1091', '-'], input=script, **DONE)
+        assert done.returncode == 0, done.stdout
+
+
 def test_pythons_are_those_of_the_project():
     spoken = {s['with']['python-version'] for path in WORKFLOWS for s in steps(path) if 'setup-python@' in s.get('uses', '')}
     matrix = read(ROOT/'.github/workflows/ci.yml')['jobs']['test']['strategy']['matrix']['python']
