@@ -124,7 +124,7 @@ def test_exceptions_have_a_reason_and_an_end():
 def test_package_is_made_whole(tmp_path):
     tree = copy_tree(tmp_path/'tree')
     done = subprocess.run([tree/'scripts/package.sh', settings()['version']], env=clean_env(PYTHON=sys.executable), timeout=300, **DONE)
-    if 'Temporary failure in name resolution' in done.stderr or 'Max retries exceeded' in done.stderr: pytest.skip('the package index cannot be reached')
+    if re.search('No matching distribution|NewConnectionError|name resolution', done.stderr): pytest.skip('the package index cannot be reached')
     assert done.returncode == 0, done.stderr
     stem = f'fashion_nbdev-{settings()["version"]}'
     assert {p.name for p in (tree/'dist').iterdir()} == {f'{stem}-py3-none-any.whl', f'{stem}.tar.gz'}
