@@ -17,7 +17,7 @@ WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $
 LEAST := 400
 quiet := env -u IN_TEST OMP_NUM_THREADS=1
 
-.PHONY: help run serve-env env test lint notebooks export docs repro sla fuzz screenshot lock clean
+.PHONY: help run serve-env env hooks test lint notebooks export docs repro container audit sla fuzz screenshot lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -31,6 +31,9 @@ serve-env: ## make .venv-serve, the serving environment, without torch
 
 env: ## make .venv, the full development environment
 	@scripts/environment.sh dev
+
+hooks: env ## install git's hooks: notebooks merge cell by cell, commits and pushes are checked
+	scripts/hooks.sh
 
 test: env ## run every check that CI runs
 	$(BIN)/ruff check .
@@ -50,6 +53,11 @@ docs: env ## write README.md from nbs/index.ipynb
 
 repro: env ## run the pipeline, what is not up to date of it (ONLY=benchmark@short tries every step in a minute or two)
 	env PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro $(ONLY)
+container: env ## build the service's image with Docker, Podman or Buildah and try it (BASE=... for another base image)
+	$(BIN)/python -m pytest -q tests/test_container.py --image build --base "$(BASE)"
+
+audit: env ## ask pip-audit for known vulnerabilities in what is pinned
+	$(BIN)/python scripts/audit.py
 
 sla: env ## measure the promises of the service under load, and repeat its tests as often as its goals say (half an hour)
 	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model clothing

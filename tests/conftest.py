@@ -8,6 +8,8 @@ from repository import ROOT, changed, copy_tree, digests
 
 def pytest_addoption(parser):
     parser.addoption('--least', type=int, default=0, help='fail when fewer tests than this pass')
+    parser.addoption('--image', default='', help="try the service's image: build (minutes; with Docker, Podman or Buildah), or the name of one that exists")
+    parser.addoption('--base', default='', help='build it on this image, where the registry cannot be reached')
 
 
 def pytest_collection_modifyitems(items):

@@ -2,6 +2,7 @@
 import ast
 import configparser
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 SKIPPED_FOLDERS = {'.git', '.venv', '.venv-serve', '__pycache__', '.pytest_cache', '.ruff_cache', '.hypothesis', 'runs', '.ipynb_checkpoints'}
@@ -22,6 +25,18 @@ def clean_env(**changes: str) -> dict[str, str]:
     "The environment for a child process: one thread, and none of nbdev's own switches"
     env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'PYTEST_CURRENT_TEST', 'MAKEFLAGS', 'MFLAGS', 'MAKELEVEL')}
     return env | dict(OMP_NUM_THREADS='1', PYTHONDONTWRITEBYTECODE='1') | changes
+
+
+def load_script(name: str):
+    "The module scripts/NAME.py"
+    spec = importlib.util.spec_from_file_location(name, ROOT/f'scripts/{name}.py')
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
+def tool(name: str) -> str:
+    "The path of a command of the environment or the machine; skips the test where there is none"
+    return shutil.which(name, path=f'{BIN}{os.pathsep}{os.environ["PATH"]}') or pytest.skip(f'{name} is not installed')
 
 
 def tracked(root: Path = ROOT) -> list[Path]:

@@ -1,5 +1,4 @@
 "README.md says what nbs/index.ipynb says, and what it tells a reader to do works"
-import importlib.util
 import json
 import re
 import shlex
@@ -8,16 +7,10 @@ import sys
 from functools import cache
 
 import pytest
-from repository import BIN, ROOT, clean_env, pyproject
+from repository import BIN, ROOT, clean_env, load_script, pyproject
 
 README = (ROOT/'README.md').read_text(encoding='utf-8')
 COMMANDS = pyproject()['project']['scripts']
-
-
-def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT/f'scripts/{name}.py')
-    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-    return module
 
 
 def blocks(language: str) -> list[str]:
