@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENT', 'TrackingError', 'no_secrets', 'first_line', 'server_address', 'open_client', 'said_clearly',
-           'send_lines', 'Journal', 'Record', 'fashion_track', 'find_record', 'add_to_record', 'watch_system',
-           'flatten', 'run_params', 'save_figures', 'Tracker']
+           'send_lines', 'Journal', 'Record', 'new_run', 'fashion_track', 'find_record', 'add_to_record',
+           'watch_system', 'flatten', 'run_params', 'save_figures', 'Tracker']
 
 # %% ../nbs/03f_tracking.ipynb #cell-3
 import json, logging, os, re, shutil, threading, time
@@ -29,7 +29,7 @@ class TrackingError(FashionError):
     "An MLflow server or record that cannot be used"
 
 EXPERIMENT = 'fashion-classification'
-_SETTINGS = dict(MLFLOW_HTTP_REQUEST_TIMEOUT='10', MLFLOW_HTTP_REQUEST_MAX_RETRIES='1', # we try again ourselves; one's own settings win
+_SETTINGS = dict(MLFLOW_HTTP_REQUEST_TIMEOUT='20', MLFLOW_HTTP_REQUEST_MAX_RETRIES='1', # we try again ourselves; one's own settings win
                  MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT='true', MLFLOW_DISABLE_TELEMETRY='true')
 
 def no_secrets(
@@ -169,7 +169,7 @@ class Record:
     def start(self, name: str, params: dict, tags: dict):
         "Open the run, or go on with the one there is; raises `TrackingError` where there is none and none can be made"
         if not self.run:
-            with said_clearly(address := self.address): run_id = _create_run(open_client(address), address, name, tags)
+            with said_clearly(address := self.address): run_id = new_run(open_client(address), address, name, tags)
             self.note(run_id=run_id, server=no_secrets(os.environ.get('MLFLOW_TRACKING_URI') or ''), started=int(time.time()))
             self.journal.add('params', params)
         else: self.journal.add('status', 'RUNNING')
@@ -230,7 +230,12 @@ class Record:
         if left := len(self.journal.waiting()): self.say(f'{left} records wait in {self.place} for the MLflow server: send them with fashion_track')
 
 # %% ../nbs/03f_tracking.ipynb #cell-18
-def _create_run(client: Any, address: str, name: str, tags: dict) -> str:
+def new_run(
+    client: Any, # an `MlflowClient`
+    address: str, # of its server or store
+    name: str, # of the run
+    tags: dict, # text -> text
+) -> str: # its id
     "A new run of the one experiment, which is made if this is the first"
     if not address.startswith('sqlite:///'): return client.create_run(_experiment(client), run_name=name, tags=tags).info.run_id
     store = Path(address.removeprefix('sqlite:///')).parent

@@ -1,4 +1,5 @@
 "Runs are recorded by a real MLflow server that asks for a password, and nothing is lost while it is away"
+import hashlib
 import os
 import re
 import signal
@@ -9,15 +10,21 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
+import onnx
 import pytest
 from mlflow import MlflowClient
 from repository import ROOT, clean_env
 
-from fashion_nbdev.core import _from_console
+from fashion_nbdev.core import FashionError, _from_console
 from fashion_nbdev.improvements import fashion_train
+from fashion_nbdev.model_file import pack_model, unpack_model
+from fashion_nbdev.promote import fashion_promote
+from fashion_nbdev.results import read_results
 from fashion_nbdev.tracking import EXPERIMENT, Record, fashion_track
 
 NAME, PASSWORD = 'admin', 'correct-horse-battery'
@@ -93,7 +100,7 @@ def train(tmp_path, monkeypatch, capsys):
 @contextmanager
 def training(folder: Path, *settings: str, env: dict = {}, resume: bool = False):
     "The same in a process of its own"
-    (folder/'train.py').write_text('from fashion_nbdev.improvements import fashion_train; fashion_train()')
+    (folder/'train.py').write_text('import signal; signal.signal(signal.SIGINT, signal.default_int_handler) # ignored by what a shell starts in the background\nfrom fashion_nbdev.improvements import fashion_train; fashion_train()')
     command = [sys.executable, str(folder/'train.py'), *['--resume']*resume, *arguments('one', *settings)]
     process = subprocess.Popen(command, cwd=folder, env=clean_env(PYTHONPATH=str(ROOT), **env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try: yield process
@@ -148,29 +155,29 @@ def test_all_of_a_run_is_recorded(env, tmp_path, train):
 
 
 def test_server_killed_in_the_middle_and_back_later(server, env, tmp_path):
-    with training(tmp_path, 'train.epochs=40', env=env) as process:
-        wait_for(process, 'epoch 3/40')
+    with training(tmp_path, 'train.epochs=30', env=env) as process:
+        wait_for(process, 'epoch 3/30')
         server.kill()
-        wait_for(process, 'epoch 8/40') # it goes on
+        wait_for(process, 'epoch 8/30') # it goes on
         process.send_signal(signal.SIGSTOP) # but is not to end before the server is back
         server.start()
         process.send_signal(signal.SIGCONT)
         assert 'answers again' in ended(process)
     client, run = recorded(tmp_path)
-    for key in ('train_loss', 'val_accuracy'): assert history(client, run, key) == list(range(40))
+    for key in ('train_loss', 'val_accuracy'): assert history(client, run, key) == list(range(30))
     assert run.info.status == 'FINISHED' and 'model' in paths(client, run)
 
 
 def test_interrupted_training_is_killed_then_resumed_while_the_server_hangs(server, env, tmp_path, capsys):
-    with training(tmp_path, 'train.epochs=60', env=env) as process:
-        wait_for(process, 'epoch 3/60')
+    with training(tmp_path, 'train.epochs=30', env=env) as process:
+        wait_for(process, 'epoch 3/30')
         process.send_signal(signal.SIGINT)
         assert 'interrupted' in ended(process, 130)
     client, first = recorded(tmp_path)
     assert first.info.status == 'KILLED' and 'model' not in paths(client, first)
     server.signal(signal.SIGSTOP) # takes connections and never answers
     try:
-        with training(tmp_path, 'train.epochs=60', env=env | dict(MLFLOW_HTTP_REQUEST_TIMEOUT='2'), resume=True) as process: out = ended(process)
+        with training(tmp_path, 'train.epochs=30', env=env | dict(MLFLOW_HTTP_REQUEST_TIMEOUT='2'), resume=True) as process: out = ended(process)
     finally: server.signal(signal.SIGCONT)
     assert 'not recorded yet: no answer from the MLflow server' in out and 'send them with fashion_track' in out
     assert (tmp_path/'runs/fashion_mnist/one/best_model/config.json').is_file()
@@ -178,7 +185,7 @@ def test_interrupted_training_is_killed_then_resumed_while_the_server_hangs(serv
     assert 'records sent to http://127.0.0.1' in capsys.readouterr().out
     client, run = recorded(tmp_path)
     assert (run.info.run_id, run.info.status) == (first.info.run_id, 'FINISHED')
-    assert history(client, run, 'val_accuracy') == list(range(60))
+    assert history(client, run, 'val_accuracy') == list(range(30))
     assert paths(client, run) == {'config.yaml', 'figures', 'logs', 'metrics.json', 'model'}
 
 
@@ -234,3 +241,39 @@ def test_two_writers_of_the_local_file_lose_nothing(tmp_path):
         for r in records:
             values = MlflowClient(r.address).get_metric_history(r.run_id, 'value')
             assert sorted(m.step for m in values) == list(range(1000))
+
+
+def damaged(data: bytes, share: float, seed: int) -> bytes:
+    "A model file, some of whose larger weights are set to 0"
+    model, rng = onnx.load_from_string(data), np.random.default_rng(seed)
+    for t in model.graph.initializer:
+        w = onnx.numpy_helper.to_array(t)
+        if w.size > 1000: t.CopyFrom(onnx.numpy_helper.from_array(np.where(rng.random(w.shape) < share, 0, w).astype(w.dtype), t.name))
+    del model.metadata_props[:]
+    return pack_model(model.SerializeToString(), replace(unpack_model(data), golden=()))
+
+
+def test_champion_comes_from_the_registry(env, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shipped = (ROOT/'models/fashion_mnist.onnx').read_bytes()
+    (tmp_path/'worse.onnx').write_bytes(worse := damaged(shipped, .4, seed=0))
+    (tmp_path/'good.onnx').write_bytes(shipped)
+    served, kind = tmp_path/'served/fashion_mnist.onnx', dict(samples=True, slower=5)
+    with pytest.raises(FashionError, match=f"no model 'fashion_mnist' is registered in {env['MLFLOW_TRACKING_URI']}"): fashion_promote(name='fashion_mnist', out='served')
+    assert not served.exists()
+    fashion_promote(model='worse.onnx', out='served', **kind)
+    assert served.read_bytes() == worse
+    fashion_promote(model='good.onnx', out='served', results='promote.json', **kind)
+    assert served.read_bytes() == shipped and read_results('promote.json')[0]['promoted']
+    with pytest.raises(SystemExit) as stopped: fashion_promote(model='worse.onnx', **kind)
+    assert stopped.value.code == 1 and 'refused accuracy' in capsys.readouterr().out
+    client = MlflowClient(env['MLFLOW_TRACKING_URI'])
+    champion = client.get_model_version_by_alias('fashion_mnist', 'champion')
+    assert champion.tags['sha256'] == hashlib.sha256(shipped).hexdigest() and champion.tags['promotion'] == 'promoted'
+    with patch.dict(os.environ, MLFLOW_TRACKING_URI='http://127.0.0.1:9', MLFLOW_HTTP_REQUEST_MAX_RETRIES='0'), pytest.raises(FashionError, match='no answer from the MLflow server'):
+        fashion_promote(name='fashion_mnist', out='served')
+    client.set_model_version_tag('fashion_mnist', champion.version, 'sha256', '0'*64) # as if its file had been exchanged
+    with pytest.raises(FashionError, match='is not the file that was registered'): fashion_promote(name='fashion_mnist', out='served')
+    assert served.read_bytes() == shipped and [p.name for p in served.parent.iterdir()] == ['fashion_mnist.onnx']
+    fashion_promote(name='fashion_mnist', back=True, out='served')
+    assert served.read_bytes() == worse
