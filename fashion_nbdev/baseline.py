@@ -39,7 +39,7 @@ from .evaluate import class_scores, confusion_matrix
 from .loader import get_dls
 from .networks import build_model, input_stats, save_model
 from .results import conditions, write_results
-from .tracking import Tracker, flatten
+from .tracker import Tracker, flatten
 from .transfer import Freeze, fast_convs, layer_groups
 
 # %% ../nbs/04_baseline.ipynb #cell-11

@@ -12,7 +12,8 @@ from .core import ConfigError, command
 from .improvements import load_splits, make_recipe
 from .results import conditions, write_results
 from .sweep import read_plan, side_by_side
-from .tracking import Record, run_params
+from .tracker import run_params
+from .tracking import Record
 
 # %% ../nbs/05f_search.ipynb #cell-4
 import warnings
