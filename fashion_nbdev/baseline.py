@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'HISTORY', 'opt_func', 'ResumableLearner', 'fast_dtype', 'Precision', 'Reseed', 'TrainingError',
-           'Stopped', 'StopOnNaN', 'class_weights', 'make_learner', 'Checkpoint', 'TrainingLog', 'flatten',
-           'MLflowTracker', 'run_metrics', 'fit']
+           'Stopped', 'StopOnNaN', 'class_weights', 'make_learner', 'Checkpoint', 'TrainingLog', 'run_metrics', 'fit']
 
 # %% ../nbs/04_baseline.ipynb #cell-3
 import warnings
@@ -14,8 +13,8 @@ import warnings
 warnings.filterwarnings('ignore', '.*torch.jit.script.*', FutureWarning) # fastai 2.8 under torch 2.14 says it at every start
 
 # %% ../nbs/04_baseline.ipynb #cell-5
-import logging, os, re, time
-from contextlib import ExitStack, contextmanager
+import os, time
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -40,6 +39,7 @@ from .evaluate import class_scores, confusion_matrix
 from .loader import get_dls
 from .networks import build_model, input_stats, save_model
 from .results import conditions, write_results
+from .tracker import Tracker, flatten
 from .transfer import Freeze, fast_convs, layer_groups
 
 # %% ../nbs/04_baseline.ipynb #cell-11
@@ -204,66 +204,6 @@ class TrainingLog(Callback):
                    f'accuracy {acc:.4f} lr {self.opt.hypers[-1]["lr"]:.5f} seconds {time.time() - self.recorder.start_epoch:.1f}')
 
 # %% ../nbs/04_baseline.ipynb #cell-35
-def flatten(
-    nested: dict, # e.g. `dataclasses.asdict(cfg)`
-    prefix: str = '',
-) -> dict: # {'train.lr': 0.2, ...}
-    "A nested dict as one level with dotted keys"
-    out = {}
-    for k, v in nested.items(): out |= flatten(v, f'{prefix}{k}.') if isinstance(v, dict) else {prefix + k: v}
-    return out
-
-# %% ../nbs/04_baseline.ipynb #cell-37
-class MLflowTracker(Callback):
-    "Record a run in MLflow; once it has started, a failing server costs a line in the log, never the training"
-    order, ours = 53, set() # `ours`: the local stores set here, for MLflow puts an address it is given into the environment
-    def __init__(self, cfg: Config, run_dir: Path, log: TrainingLog):
-        self.cfg, self.run_dir, self.log, self.run_id = cfg, Path(run_dir).resolve(), log, None
-    def state_dict(self): return {'run_id': self.run_id}
-    def load_state_dict(self, state): self.run_id = state['run_id']
-
-    def _connect(self) -> str | None: # the folder for artefacts if the store is a local one
-        uri, store = os.environ.get('MLFLOW_TRACKING_URI'), self.run_dir.parents[1]
-        if uri and uri not in self.ours: return self.mlflow.set_tracking_uri(uri)
-        self.ours.add(uri := f'sqlite:///{store}/mlflow.db')
-        self.mlflow.set_tracking_uri(uri)
-        return (store/'mlartifacts').as_uri()
-
-    def start(self):
-        "Open the run, or the one to continue; raises `TrainingError`"
-        import mlflow
-        self.mlflow = mlflow
-        for chatty in ('alembic', 'mlflow.store.db.utils'): logging.getLogger(chatty).setLevel(logging.WARNING)
-        (runs := self.run_dir.parents[1]).mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(runs/'mlflow.lock'): # one makes the store, those who start beside it wait
-                artefacts = self._connect()
-                if not mlflow.get_experiment_by_name(self.cfg.name): mlflow.create_experiment(self.cfg.name, artefacts)
-                mlflow.set_experiment(self.cfg.name)
-            self.run_id = mlflow.start_run(run_id=self.run_id, run_name=self.run_dir.name).info.run_id
-        except Exception as e:
-            where = _no_secrets(os.environ.get('MLFLOW_TRACKING_URI', 'the local store'))
-            raise TrainingError(f'MLflow cannot record in {where} ({_first_line(e)}): unset MLFLOW_TRACKING_URI to use a local file, or end the active run') from None
-
-    def _try(self, call: Callable, *args, **kwargs):
-        try: call(*args, **kwargs)
-        except Exception as e: self.log.write(f'not recorded in MLflow: {_first_line(e)}')
-
-    def before_fit(self):
-        if self.learn.first_epoch == 0: self._try(self.mlflow.log_params, flatten(asdict(self.cfg)))
-    def after_epoch(self):
-        names = ('train_loss', 'valid_loss', 'valid_accuracy')
-        values = dict(zip(names, map(float, self.recorder.final_record))) | {'lr': float(self.opt.hypers[-1]['lr'])}
-        self._try(self.mlflow.log_metrics, values, step=self.epoch)
-    def tag(self, key: str, value: str): self._try(self.mlflow.set_tag, key, value)
-    def log_artifact(self, path: Path): self._try(self.mlflow.log_artifact, str(path))
-    def end(self, status: str): self._try(self.mlflow.end_run, status)
-
-def _no_secrets(text: str) -> str: return re.sub(r'//[^/@\s]*@', '//', text) # an address may hold a name and a token
-
-def _first_line(e: Exception) -> str: return _no_secrets(str(e).strip().partition('\n')[0][:200])
-
-# %% ../nbs/04_baseline.ipynb #cell-40
 HISTORY = ('epoch', 'train_loss', 'valid_loss', 'accuracy', 'seconds') # the columns of a checkpoint's history
 
 def run_metrics(
@@ -279,28 +219,29 @@ def run_metrics(
         images_per_second=n_train * len(checkpoint.history) / seconds, parameters=parameters,
         precision=str(fast_dtype()).removeprefix('torch.'), history=[dict(zip(HISTORY, row)) for row in checkpoint.history])
 
-# %% ../nbs/04_baseline.ipynb #cell-41
+# %% ../nbs/04_baseline.ipynb #cell-36
 @torch.no_grad()
-def _per_class(learn: Learner) -> list[dict]:
-    "Precision and recall of each class on the validation split, by the weights that the network holds"
+def _per_class(learn: Learner) -> dict:
+    "Confusion matrix, and precision and recall of each class, on the validation split, by the weights that the network holds"
     model, dtype, valid = learn.model.eval(), fast_dtype(), learn.dls.valid
     with torch.autocast(valid.device.type, dtype, enabled=dtype != torch.float32):
         said = torch.cat([model(x.contiguous(memory_format=torch.channels_last)).argmax(1) for x, _ in valid])
-    precision, recall, _ = class_scores(confusion_matrix(valid.labels.cpu().numpy(), said.cpu().numpy(), len(valid.vocab)))
-    return [dict(label=key, precision=float(p), recall=float(r)) for key, p, r in zip(valid.vocab, precision, recall)]
+    cm = confusion_matrix(valid.labels.cpu().numpy(), said.cpu().numpy(), len(valid.vocab))
+    precision, recall, _ = class_scores(cm)
+    return dict(per_class=[dict(label=key, precision=float(p), recall=float(r)) for key, p, r in zip(valid.vocab, precision, recall)], confusion=cm.tolist())
 
-def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, splits: dict[str, Split]) -> dict:
+def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, splits: dict[str, Split], **known) -> dict:
     "Write the models and the metrics of a run that has ended well"
     data, (_, height, width, channels) = learn.dls.train, splits['valid'].images.shape # training images may be larger
     metrics = run_metrics(cfg, checkpoint, len(splits['train'].labels), sum(p.numel() for p in learn.model.parameters()))
     for name, kept in (('best_model', checkpoint.best), ('final_model', checkpoint.last)):
         learn.model.load_state_dict(kept['weights'])
         save_model(learn.model, run_dir/name, cfg, data.mean, data.std, (channels, height, width))
-    metrics['per_class'] = _per_class(learn) # of the final model
-    write_results(run_dir/'metrics.json', dict(model=cfg.name, arch=cfg.model.arch) | metrics, **checkpoint.begun)
+    metrics |= _per_class(learn) # of the final model
+    write_results(run_dir/'metrics.json', dict(model=cfg.name, arch=cfg.model.arch) | metrics, **checkpoint.begun, **known)
     return metrics
 
-# %% ../nbs/04_baseline.ipynb #cell-42
+# %% ../nbs/04_baseline.ipynb #cell-37
 def _check_run(cfg: Config, run_dir: Path, resume: bool):
     "Raise a `ConfigError` if this run cannot be started, or continued"
     started = (run_dir/'checkpoint'/'last.pt').is_file()
@@ -312,7 +253,7 @@ def _check_run(cfg: Config, run_dir: Path, resume: bool):
         changed = ', '.join(f'{k} is {new[k]!r}, was {old[k]!r}' for k in old if old[k] != new[k])
         raise ConfigError(f'{saved} differs from the configuration given ({changed}): resume with the same one, or start a new run')
 
-# %% ../nbs/04_baseline.ipynb #cell-43
+# %% ../nbs/04_baseline.ipynb #cell-38
 def _train(learn: Learner, cfg: Config, verbose: bool):
     "The one-cycle schedule, slower for earlier stages, without weight decay for norms and biases"
     groups = layer_groups(learn.model, cfg.train.weight_decay, cfg.train.layer_decay)
@@ -321,11 +262,11 @@ def _train(learn: Learner, cfg: Config, verbose: bool):
         learn.fit_one_cycle(cfg.train.epochs, [cfg.train.lr * group['lr_scale'] for group in groups], pct_start=cfg.train.warmup,
             moms=(cfg.train.momentum,) * 3, wd=[group['weight_decay'] for group in groups])
 
-# %% ../nbs/04_baseline.ipynb #cell-44
+# %% ../nbs/04_baseline.ipynb #cell-39
 @contextmanager
-def _recorded(tracker: MLflowTracker, log: TrainingLog):
+def _recorded(tracker: Tracker, log: TrainingLog, begun: dict):
     "Start and end the MLflow run with what became of the training"
-    tracker.start()
+    tracker.start(begun['train_hash'], begun.get('commit'))
     status = 'FAILED'
     try:
         yield
@@ -338,16 +279,25 @@ def _recorded(tracker: MLflowTracker, log: TrainingLog):
         raise
     finally: tracker.end(status)
 
-# %% ../nbs/04_baseline.ipynb #cell-45
+# %% ../nbs/04_baseline.ipynb #cell-40
 @contextmanager
 def _locked(run_dir: Path):
-    "Keep other processes out of a run's folder"
+    "Keep other processes out of a run's folder, and take it away if nothing began in it"
     (folder := run_dir/'checkpoint').mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder/'lock', timeout=0): yield
+        with FileLock(folder/'lock', timeout=0):
+            try: yield
+            finally:
+                if not (run_dir/'config.yaml').exists(): _remove(run_dir)
     except Timeout: raise ConfigError(f'{run_dir} is being trained by another process: give another --run') from None
 
-# %% ../nbs/04_baseline.ipynb #cell-46
+def _remove(run_dir: Path):
+    "Remove the lock and then the folders, as far as nothing else is in them"
+    (run_dir/'checkpoint'/'lock').unlink(missing_ok=True)
+    with suppress(OSError):
+        for folder in (run_dir/'checkpoint', run_dir, *list(run_dir.parents)[:2]): folder.rmdir()
+
+# %% ../nbs/04_baseline.ipynb #cell-41
 def fit(
     cfg: Config, # the experiment
     splits: dict[str, Split], # 'train' and 'valid'
@@ -361,16 +311,17 @@ def fit(
     "Train one experiment from start or checkpoint to saved models"
     run_dir = Path(run_dir)
     checkpoint, log = Checkpoint(run_dir/'checkpoint'/'last.pt'), TrainingLog(run_dir/'logs'/'training.log', verbose)
-    tracker = MLflowTracker(cfg, run_dir, log)
+    tracker = Tracker(cfg, run_dir, log.write)
     learn = make_learner(cfg, splits, augment, (*cbs, checkpoint, log, tracker))
     _check_run(cfg, run_dir, resume)
-    checkpoint.begun = conditions(command, train_hash=data_hash(splits['train']))
+    checkpoint.begun = conditions(command, train_hash=(now := data_hash(splits['train'])))
     if resume: checkpoint.load()
-    with _recorded(tracker, log), _locked(run_dir):
+    if checkpoint.begun['train_hash'] != now: raise ConfigError(f'{run_dir} was begun with other training images: bring them back, or start a new run')
+    with _locked(run_dir), _recorded(tracker, log, checkpoint.begun):
         save_config(cfg, run_dir/'config.yaml')
         log.write(f'start at epoch {learn.first_epoch + 1} of {cfg.train.epochs}: {cfg.model.arch}, {len(splits["train"].labels)} images')
         _train(learn, cfg, verbose)
-        metrics = _finish(learn, cfg, run_dir, checkpoint, splits)
+        metrics = _finish(learn, cfg, run_dir, checkpoint, splits, mlflow_run=tracker.record.run_id)
         log.write(f'done: validation accuracy {metrics["valid_accuracy"]:.4f} in epoch {metrics["best_epoch"]}')
-        for name in ('config.yaml', 'metrics.json', 'logs', 'best_model'): tracker.log_artifact(run_dir/name)
+        tracker.results(metrics)
     return metrics

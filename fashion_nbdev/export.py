@@ -33,6 +33,7 @@ from .quantize import LATENCY_RUNS, ServedModel, Variant, as_predictor, batch_of
 from .quantize import predict_logits, torch_gap, variants_table
 from .results import conditions, read_results, write_results
 from .shifts import accuracy_under_shifts
+from .tracking import Record, add_to_record, find_record
 
 # %% ../nbs/07_export.ipynb #cell-11
 def data_info(
@@ -168,6 +169,19 @@ def _record_training(folder: Path, cfg: Config, beside: Path):
     if (metrics := folder/'metrics.json').is_file(): write_results(beside.with_name(f'train_{cfg.name}.json'), read_results(metrics)[0] | dict(config=asdict(cfg)))
 
 # %% ../nbs/07_export.ipynb #cell-24
+def _main_scores(scores: dict) -> dict:
+    "What two models are compared by"
+    worst = {f'lowest_{kind}': min(r[kind] for r in scores['per_class']) for kind in ('precision', 'recall')}
+    return {k: round(float(v), 6) for k, v in ({k: scores[k] for k in ('accuracy', 'top_3', 'macro_f1', 'log_loss', 'ece')} | worst).items()}
+
+def _track_export(folder: Path, report: ExportReport):
+    "Add what an export measured to the MLflow run of the training, if there is one"
+    if not (record := Record(folder)).run: return
+    record.note(version=report.version) # by which fashion_evaluate finds it
+    found = {f'{report.split}_{k}': v for k, v in _main_scores(report.scores).items()}
+    add_to_record(record, found | dict(fp32_agreement=report.agreement, model_bytes=report.path.stat().st_size), model_version=report.version, model_variant=report.variant)
+
+# %% ../nbs/07_export.ipynb #cell-25
 @command
 def fashion_export(
     run: Param('folder of a trained run; the newest of the experiment if not given', str, opt=False, nargs='?', default='') = '', # path
@@ -193,10 +207,11 @@ def fashion_export(
     write_results(record, _result_rows(report, cfg), key=('model', 'variant'),
                   **conditions(line, latency_runs=LATENCY_RUNS, threads=1, data_hash=data_hash(splits[report.split])))
     _record_training(folder, cfg, record)
+    _track_export(folder, report)
     print(report)
     return report
 
-# %% ../nbs/07_export.ipynb #cell-34
+# %% ../nbs/07_export.ipynb #cell-35
 def find_dataset(
     info: ModelInfo, # of a model file
     name: str = '', # given by the user, or empty
@@ -222,7 +237,7 @@ def compare_with_file(
     if abs(scores['accuracy'] - said) <= 0.0005: return f'agrees with the file, which says {said:.2%}'
     return f'DIFFERS from the file, which says {said:.2%} for the same images'
 
-# %% ../nbs/07_export.ipynb #cell-35
+# %% ../nbs/07_export.ipynb #cell-36
 def class_lines(
     scores: dict, # from `evaluate.score`
 ) -> str: # a line for each class
@@ -232,7 +247,7 @@ def class_lines(
     def line(r): return f'{r["label"]:<{width}} {r["support"]:>7,} {r["precision"]:>10.1%} {r["recall"]:>10.1%} {r["f1"]:>10.1%}'
     return '\n'.join([head, *map(line, scores['per_class'])])
 
-# %% ../nbs/07_export.ipynb #cell-36
+# %% ../nbs/07_export.ipynb #cell-37
 def data_for(
     info: ModelInfo, # of the model to measure
     name: str, # a key of `DATASETS`
@@ -256,7 +271,7 @@ def read_part(
     height, width, _, resize, crop_pct = input_rule(data)
     return Split(decode_photos(photos, height, width, resize, crop_pct), np.array([index[p.label] for p in photos], np.int64)), photos
 
-# %% ../nbs/07_export.ipynb #cell-38
+# %% ../nbs/07_export.ipynb #cell-39
 def without_near_duplicates(
     right: np.ndarray, # bool [n], where the model is right
     photos: list[Photo], # of the same images
@@ -281,12 +296,6 @@ def against_floor(
         found.append(dict(floor=r['networks'] + ', mirrored too'*r['mirrored'], accuracy=float((predicted == labels).mean()),
                           only_model=test['only_a'], only_floor=test['only_b'], p=test['p']))
     return found
-
-# %% ../nbs/07_export.ipynb #cell-40
-def _main_scores(scores: dict) -> dict:
-    "What two models are compared by"
-    worst = {f'lowest_{kind}': min(r[kind] for r in scores['per_class']) for kind in ('precision', 'recall')}
-    return {k: round(float(v), 6) for k, v in ({k: scores[k] for k in ('accuracy', 'top_3', 'macro_f1', 'log_loss', 'ece')} | worst).items()}
 
 # %% ../nbs/07_export.ipynb #cell-41
 def _photo_checks(predictor: Predictor, right: np.ndarray, part: Split, photos: list[Photo], place: str) -> dict:
@@ -318,6 +327,7 @@ def fashion_evaluate(
     out: str = '', # results file; results/evaluate_MODEL.json if not given, none for samples and unverified images
     metrics: str = '', # a JSON file for the main scores alone, as `dvc metrics` shows them
     threads: int = 1, # of the network
+    runs: str = 'runs', # folder of all runs: the record of the one that the model comes from gets the scores, too
 ) -> dict: # scores, see `evaluate.score`; of photographs also near_duplicates, floor and shifts
     "Score a model file on a data set"
     for path in filter(None, (out, metrics)): check_target(path, '.json', '.csv')
@@ -335,6 +345,7 @@ def fashion_evaluate(
     row = dict(model=info.name, version=info.version)
     if out: write_results(out, dict(**row, dataset=name, split=split, verdict=verdict, **scores, **extra), **cond)
     if metrics: _write(Path(metrics), json.dumps(_main_scores(scores), indent=1).encode() + b'\n')
+    add_to_record(find_record(info.version, runs), {f'{split}_{k}': v for k, v in _main_scores(scores).items()})
     if photos and split == 'test' and not quick:
         extra['shifts'] = accuracy_under_shifts((p.read() for p in photos), part.labels, predictor.logits, predictor.prepare)
         print(_shift_line(extra['shifts']))

@@ -6,12 +6,14 @@
 __all__ = ['Search', 'load_search', 'suggest', 'Report', 'run_trial', 'run_trials', 'trial_row', 'fashion_search', 'plot_search']
 
 # %% ../nbs/05f_search.ipynb #cell-3
-from .baseline import MLflowTracker, Stopped, TrainingError, TrainingLog, fit
+from .baseline import Stopped, TrainingError, fit
 from .config import load_config
 from .core import ConfigError, command
 from .improvements import load_splits, make_recipe
 from .results import conditions, write_results
 from .sweep import read_plan, side_by_side
+from .tracker import run_params
+from .tracking import Record
 
 # %% ../nbs/05f_search.ipynb #cell-4
 import warnings
@@ -69,7 +71,7 @@ class Report(Callback):
     "Tell Optuna what each epoch reached, and stop when it says so"
     order = 55 # after the checkpoint and the record
     def __init__(self, trial: Trial, parent: str): self.trial, self.parent = trial, parent
-    def before_fit(self): self.m_lflow_tracker.tag('mlflow.parentRunId', self.parent)
+    def before_fit(self): self.tracker.record.tags(**{'mlflow.parentRunId': self.parent})
     def after_epoch(self):
         self.trial.report(float(self.recorder.final_record[-1]), self.epoch)
         if self.trial.should_prune(): raise Stopped(f'worse than most trials after epoch {self.epoch + 1}')
@@ -147,12 +149,10 @@ def fashion_search(
     except Timeout: raise ConfigError(f'{folder.name} is being searched already: wait, or give --workers there') from None
     with lock, side_by_side(workers) as start:
         _again(study := _study(folder))
-        tracker = MLflowTracker(load_config(plan.config, plan.set), folder/name, TrainingLog(folder/'search.log', verbose=False))
-        tracker.run_id = study.user_attrs.get('mlflow_run') # that of the search so far, if it was begun before
-        tracker.start()
-        tracker.end('FINISHED')
-        study.set_user_attr('mlflow_run', tracker.run_id)
-        for finished in [start(run_trials, plan, runs, folder, tracker.run_id) for _ in range(workers)]: finished()
+        cfg, record = load_config(plan.config, plan.set), Record(folder/name) # one run that stands for the search, and goes on with it
+        record.start(name, run_params(cfg), dict(config=cfg.name))
+        record.close('FINISHED')
+        for finished in [start(run_trials, plan, runs, folder, record.run_id) for _ in range(workers)]: finished()
     rows = [trial_row(t) for t in study.get_trials(states=_DONE)]
     complete = study.get_trials(states=[TrialState.COMPLETE])
     found = dict(best=[f'{k}={v}' for k, v in study.best_params.items()] if complete else [], valid_accuracy=study.best_value if complete else None,
