@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['watch_system', 'flatten', 'run_params', 'save_figures', 'Tracker']
 
-# %% ../nbs/03g_tracker.ipynb #cell-3
+# %% ../nbs/03g_tracker.ipynb #cell-5
 import os, shutil, time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,7 +17,7 @@ from .config import Config
 from .evaluate import plot_confusion
 from .tracking import Record
 
-# %% ../nbs/03g_tracker.ipynb #cell-7
+# %% ../nbs/03g_tracker.ipynb #cell-9
 def watch_system(
     record: Record, # that takes the values
 ) -> Callable: # ends it
@@ -37,7 +37,7 @@ def watch_system(
     (monitor := Monitor(record.run_id, tracking_uri=record.address)).start()
     return monitor.finish
 
-# %% ../nbs/03g_tracker.ipynb #cell-11
+# %% ../nbs/03g_tracker.ipynb #cell-13
 def flatten(
     nested: dict, # e.g. `dataclasses.asdict(cfg)`
     prefix: str = '',
@@ -54,7 +54,7 @@ def run_params(
     return flatten(asdict(cfg)) | dict(model_name=cfg.model.arch, dataset_name=cfg.data.dataset, learning_rate=cfg.train.lr, weight_decay=cfg.train.weight_decay,
                                        batch_size=cfg.train.batch_size, num_epochs=cfg.train.epochs, seed=cfg.seed)
 
-# %% ../nbs/03g_tracker.ipynb #cell-13
+# %% ../nbs/03g_tracker.ipynb #cell-15
 def save_figures(
     metrics: dict, # of a run: history, confusion, per_class, final_valid_accuracy
     folder: Path, # where they go
@@ -72,7 +72,7 @@ def save_figures(
         ax.set(xlabel='epoch'); ax.legend()
     fig.savefig(folder/'curves.png', dpi=100)
 
-# %% ../nbs/03g_tracker.ipynb #cell-15
+# %% ../nbs/03g_tracker.ipynb #cell-17
 class Tracker(Callback):
     "Record a training in MLflow: its settings, every epoch, the machine, and what came out"
     order = 50.5 # after the Recorder, and before the checkpoint: an epoch that is saved is recorded
