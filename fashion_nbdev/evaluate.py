@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EvaluateError', 'softmax', 'check_arrays', 'label_ranks', 'top_k_accuracy', 'wilson_interval', 'mcnemar',
            'confusion_matrix', 'class_scores', 'bootstrap_f1', 'reliability', 'calibration_error', 'score', 'summary',
-           'confusion_table', 'class_table', 'confused_pairs', 'plot_confusion', 'plot_per_class', 'plot_reliability',
-           'conditions', 'read_results', 'write_results']
+           'main_scores', 'confusion_table', 'class_table', 'confused_pairs', 'plot_confusion', 'plot_per_class',
+           'plot_reliability', 'conditions', 'read_results', 'write_results']
 
 # %% ../nbs/03_evaluate.ipynb #cell-3
 from collections.abc import Sequence
@@ -199,6 +199,13 @@ def summary(
     "The main scores in words"
     pct = lambda name: f'{100*scores[name]:.1f} % ({100*scores[name+"_ci95"][0]:.1f} to {100*scores[name+"_ci95"][1]:.1f})'
     return f'accuracy {pct("accuracy")}, macro F1 {pct("macro_f1")}, top-3 {100*scores["top_3"]:.1f} %, n = {scores["n"]:,}'
+
+def main_scores(
+    scores: dict, # from `score`
+) -> dict[str, float]: # accuracy, top_3, macro_f1, log_loss, ece, lowest_precision and lowest_recall of a class
+    "The numbers that two models are compared by"
+    worst = {f'lowest_{kind}': min(r[kind] for r in scores['per_class']) for kind in ('precision', 'recall')}
+    return {k: round(float(v), 6) for k, v in ({k: scores[k] for k in ('accuracy', 'top_3', 'macro_f1', 'log_loss', 'ece')} | worst).items()}
 
 # %% ../nbs/03_evaluate.ipynb #cell-58
 def confusion_table(

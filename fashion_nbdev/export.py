@@ -21,7 +21,7 @@ from .audit import without
 from .config import Config, DataConfig, load_config
 from .core import ConfigError, FashionError, check_target, command, labels_of, lookup, write_beside
 from .data import DATASETS, Split, data_hash, input_rule, load_dataset, photo_splits, take
-from .evaluate import mcnemar, score, summary, wilson_interval
+from .evaluate import main_scores, mcnemar, score, summary, wilson_interval
 from .golden import with_golden
 from .improvements import load_splits # its import registers the project's networks with timm
 from .mirror import with_mirror
@@ -169,16 +169,11 @@ def _record_training(folder: Path, cfg: Config, beside: Path):
     if (metrics := folder/'metrics.json').is_file(): write_results(beside.with_name(f'train_{cfg.name}.json'), read_results(metrics)[0] | dict(config=asdict(cfg)))
 
 # %% ../nbs/07_export.ipynb #cell-24
-def _main_scores(scores: dict) -> dict:
-    "What two models are compared by"
-    worst = {f'lowest_{kind}': min(r[kind] for r in scores['per_class']) for kind in ('precision', 'recall')}
-    return {k: round(float(v), 6) for k, v in ({k: scores[k] for k in ('accuracy', 'top_3', 'macro_f1', 'log_loss', 'ece')} | worst).items()}
-
 def _track_export(folder: Path, report: ExportReport):
     "Add what an export measured to the MLflow run of the training, if there is one"
     if not (record := Record(folder)).run: return
     record.note(version=report.version) # by which fashion_evaluate finds it
-    found = {f'{report.split}_{k}': v for k, v in _main_scores(report.scores).items()}
+    found = {f'{report.split}_{k}': v for k, v in main_scores(report.scores).items()}
     add_to_record(record, found | dict(fp32_agreement=report.agreement, model_bytes=report.path.stat().st_size), model_version=report.version, model_variant=report.variant)
 
 # %% ../nbs/07_export.ipynb #cell-25
@@ -344,8 +339,8 @@ def fashion_evaluate(
     cond = conditions(_evaluate_line(str(model), name, split, samples, unverified, archive, valid_size, config), threads=threads, data_hash=hash_)
     row = dict(model=info.name, version=info.version)
     if out: write_results(out, dict(**row, dataset=name, split=split, verdict=verdict, **scores, **extra), **cond)
-    if metrics: _write(Path(metrics), json.dumps(_main_scores(scores), indent=1).encode() + b'\n')
-    add_to_record(find_record(info.version, runs), {f'{split}_{k}': v for k, v in _main_scores(scores).items()})
+    if metrics: _write(Path(metrics), json.dumps(main_scores(scores), indent=1).encode() + b'\n')
+    add_to_record(find_record(info.version, runs), {f'{split}_{k}': v for k, v in main_scores(scores).items()})
     if photos and split == 'test' and not quick:
         extra['shifts'] = accuracy_under_shifts((p.read() for p in photos), part.labels, predictor.logits, predictor.prepare)
         print(_shift_line(extra['shifts']))

@@ -85,7 +85,7 @@ def test_make_targets_exist():
 
 def test_commands_are_known():
     first = {words[0] for words in shell_lines()}
-    assert first <= {'make', 'curl', 'git', 'cd', 'source', 'pip', 'python', 'conda', 'docker', *COMMANDS}
+    assert first <= {'make', 'curl', 'git', 'cd', 'source', 'export', 'pip', 'python', 'conda', 'docker', 'dvc', *COMMANDS}
     assert set(re.findall(r'\bfashion_(?!nbdev|mnist|serve/)\w+', README)) <= set(COMMANDS)
 
 
