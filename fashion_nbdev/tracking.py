@@ -54,7 +54,15 @@ def open_client(
     from mlflow import MlflowClient # here, for it takes seconds
     for chatty in ('alembic', 'mlflow.store.db.utils', 'mlflow.system_metrics', 'mlflow.utils.rest_utils', 'urllib3.connectionpool'):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    return MlflowClient(address)
+    with _alone(address): return MlflowClient(address)
+
+@contextmanager
+def _alone(address: str) -> Iterator[None]:
+    "Other processes wait: an SQLite store gets its tables when it is first opened"
+    if not address.startswith('sqlite:///'): yield; return
+    store = Path(address.removeprefix('sqlite:///')).parent
+    store.mkdir(parents=True, exist_ok=True)
+    with FileLock(store/'mlflow.lock'): yield
 
 # %% ../nbs/03f_tracking.ipynb #cell-10
 def _what_is_wrong(e: Exception, address: str) -> str:
@@ -232,11 +240,8 @@ def new_run(
     tags: dict, # text -> text
 ) -> str: # its id
     "A new run of the one experiment, which is made if this is the first"
-    if not address.startswith('sqlite:///'): return client.create_run(_experiment(client), run_name=name, tags=tags).info.run_id
-    store = Path(address.removeprefix('sqlite:///')).parent
-    store.mkdir(parents=True, exist_ok=True)
-    with FileLock(store/'mlflow.lock'): # one makes the tables, those who start beside it wait
-        experiment = _experiment(client, (store/'mlartifacts').as_uri())
+    store = address.startswith('sqlite:///') and Path(address.removeprefix('sqlite:///')).parent
+    with _alone(address): experiment = _experiment(client, (store/'mlartifacts').as_uri() if store else None)
     return client.create_run(experiment, run_name=name, tags=tags).info.run_id
 
 def _experiment(client: Any, artefacts: str | None = None) -> str:
