@@ -1,6 +1,8 @@
 "Which worker takes a new connection: one that has the fewest, or all of some client's requests would wait for one core"
 import asyncio
+import ctypes
 import socket
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -11,6 +13,14 @@ TURNS = 5 # then this one does: the other may be stuck
 SLACK = 1.25 # times as many connections as another one are no reason to leave one to it
 MOST = 1500 # connections of a worker; more wait until some have ended
 BUSY = 2**31 # connections of a worker that wants none
+SO_ATTACH_FILTER = 26 # of Linux; Python does not name it
+NO_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xffffffff)) # BPF: load TCP's flags; is SYN set? then drop, else keep
+
+
+def knock_unheard(sock: socket.socket):
+    "Whoever would connect gets no answer, and finds nobody there when he tries again a second later: no connection is made that nobody will take"
+    program = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *line) for line in NO_SYN))
+    with suppress(OSError): sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack('HP', len(NO_SYN), ctypes.addressof(program))) # elsewhere than on Linux
 
 
 class Acceptor:

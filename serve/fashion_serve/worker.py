@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from fashion_nbdev.core import FashionError
-from fashion_serve.accept import BUSY, Acceptor
+from fashion_serve.accept import BUSY, Acceptor, knock_unheard
 from fashion_serve.board import Board, Note
 from fashion_serve.settings import Settings
 
@@ -86,7 +86,7 @@ class Worker(uvicorn.Server):
 
     async def _close(self, sockets: list[socket.socket]):
         "Stop listening, and lose none of the connections that were made and not looked at yet"
-        for sock in sockets: sock.listen(0) # the kernel makes no more than one ahead
+        for sock in sockets: knock_unheard(sock)
         await asyncio.sleep(DRAIN / 10)
         for acceptor in self.servers: await acceptor.take_waiting()
 

@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from fashion_serve.accept import knock_unheard
 
 
 def post(url: str, body: bytes, kind: str = 'image/png'):
@@ -105,6 +106,16 @@ def test_stopped_under_load_nothing_accepted_is_lost(serve, models_dir, samples,
         for c in clients: c.join(30)
         assert service.stop()[0] == 0
         assert set(found) <= {200, 503} and found.count(200) > 5, {f: found.count(f) for f in found}
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the filter is of Linux')
+def test_at_the_end_who_is_there_is_served_and_nobody_else_comes_in():
+    with socket.create_server(('127.0.0.1', 0)) as listening, socket.create_connection(listening.getsockname()) as there:
+        knock_unheard(listening)
+        with pytest.raises(TimeoutError): socket.create_connection(listening.getsockname(), timeout=.2)
+        with listening.accept()[0] as taken:
+            there.sendall(b'hello')
+            assert taken.recv(5) == b'hello'
 
 
 def test_sigterm_answers_what_it_has_accepted(serve, models_dir, samples):
