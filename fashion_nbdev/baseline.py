@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'HISTORY', 'opt_func', 'ResumableLearner', 'fast_dtype', 'Precision', 'Reseed', 'TrainingError',
-           'Stopped', 'StopOnNaN', 'class_weights', 'make_learner', 'Checkpoint', 'TrainingLog', 'run_metrics', 'fit']
+           'Stopped', 'StopOnNaN', 'class_weights', 'make_learner', 'read_checkpoint', 'Checkpoint', 'TrainingLog',
+           'run_metrics', 'check_resumable', 'locked_run', 'fit']
 
 # %% ../nbs/04_baseline.ipynb #cell-3
 import warnings
@@ -153,6 +154,13 @@ def _plain(opt: OptimWrapper) -> dict:
     groups = [{k: v.item() if isinstance(v, np.generic) else v for k, v in group.items()} for group in state['param_groups']]
     return state | {'param_groups': groups}
 
+def read_checkpoint(
+    path: Path, # a file that `Checkpoint` wrote
+) -> dict: # raises `TrainingError` if it is damaged
+    "The state of a training, read as tensors and plain values only"
+    try: return torch.load(path, map_location='cpu', weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError): raise TrainingError(f'{path} is damaged or cut short: start a new run') from None
+
 class Checkpoint(Callback):
     "Save the whole state of training after each epoch, and keep the weights validated best and last"
     order = 51 # after the Recorder
@@ -177,8 +185,7 @@ class Checkpoint(Callback):
 
     def load(self):
         "Continue from the file: to be called once the learner is complete"
-        try: state = torch.load(self.path, map_location='cpu', weights_only=True)
-        except (OSError, RuntimeError, EOFError, UnpicklingError): raise TrainingError(f'{self.path} is damaged or cut short: start a new run') from None
+        state = read_checkpoint(self.path)
         self.history, self.best, self.last, self.learn.first_epoch = state['history'], state['best'], state['last'], state['epoch']
         self.smooth, self.begun = state['smooth'], state['begun'] # where and when the run began stays true
         self.model.load_state_dict(state['model'])
@@ -242,16 +249,24 @@ def _finish(learn: Learner, cfg: Config, run_dir: Path, checkpoint: Checkpoint, 
     return metrics
 
 # %% ../nbs/04_baseline.ipynb #cell-37
-def _check_run(cfg: Config, run_dir: Path, resume: bool):
-    "Raise a `ConfigError` if this run cannot be started, or continued"
-    started = (run_dir/'checkpoint'/'last.pt').is_file()
+def _check_new(run_dir: Path):
+    "Raise a `ConfigError` if a run cannot be started here"
     if (run_dir/'metrics.json').is_file(): raise ConfigError(f'{run_dir} holds a run that has ended: give another --run')
-    if started and not resume: raise ConfigError(f'{run_dir} already holds a run: continue it with --resume or give another --run')
-    if resume and not started: raise ConfigError(f'nothing to resume in {run_dir}: it has no checkpoint/last.pt; start it without --resume')
-    if resume and load_config(saved := run_dir/'config.yaml') != cfg:
-        old, new = (flatten(asdict(c)) for c in (load_config(saved), cfg))
+    if (run_dir/'checkpoint'/'last.pt').is_file(): raise ConfigError(f'{run_dir} already holds a run: continue it with --resume or give another --run')
+
+def check_resumable(
+    cfg: Config, # the experiment
+    run_dir: Path, # runs/<config>/<run>
+    train_hash: str, # `data_hash` of the training images
+): # raises `ConfigError`, or `TrainingError` for a damaged checkpoint
+    "Whether the folder holds an interrupted run of this very experiment, on these images"
+    if (run_dir/'metrics.json').is_file(): _check_new(run_dir)
+    if not (last := run_dir/'checkpoint'/'last.pt').is_file(): raise ConfigError(f'nothing to resume in {run_dir}: it has no checkpoint/last.pt; start it without --resume')
+    if (began := load_config(saved := run_dir/'config.yaml')) != cfg:
+        old, new = (flatten(asdict(c)) for c in (began, cfg))
         changed = ', '.join(f'{k} is {new[k]!r}, was {old[k]!r}' for k in old if old[k] != new[k])
         raise ConfigError(f'{saved} differs from the configuration given ({changed}): resume with the same one, or start a new run')
+    if read_checkpoint(last)['begun']['train_hash'] != train_hash: raise ConfigError(f'{run_dir} was begun with other training images: bring them back, or start a new run')
 
 # %% ../nbs/04_baseline.ipynb #cell-38
 def _train(learn: Learner, cfg: Config, verbose: bool):
@@ -281,7 +296,9 @@ def _recorded(tracker: Tracker, log: TrainingLog, begun: dict):
 
 # %% ../nbs/04_baseline.ipynb #cell-40
 @contextmanager
-def _locked(run_dir: Path):
+def locked_run(
+    run_dir: Path, # runs/<config>/<run>; raises `ConfigError` if another process trains there
+):
     "Keep other processes out of a run's folder, and take it away if nothing began in it"
     (folder := run_dir/'checkpoint').mkdir(parents=True, exist_ok=True)
     try:
@@ -313,11 +330,10 @@ def fit(
     checkpoint, log = Checkpoint(run_dir/'checkpoint'/'last.pt'), TrainingLog(run_dir/'logs'/'training.log', verbose)
     tracker = Tracker(cfg, run_dir, log.write)
     learn = make_learner(cfg, splits, augment, (*cbs, checkpoint, log, tracker))
-    _check_run(cfg, run_dir, resume)
-    checkpoint.begun = conditions(command, train_hash=(now := data_hash(splits['train'])))
+    checkpoint.begun = conditions(command, train_hash=data_hash(splits['train']))
+    check_resumable(cfg, run_dir, checkpoint.begun['train_hash']) if resume else _check_new(run_dir)
     if resume: checkpoint.load()
-    if checkpoint.begun['train_hash'] != now: raise ConfigError(f'{run_dir} was begun with other training images: bring them back, or start a new run')
-    with _locked(run_dir), _recorded(tracker, log, checkpoint.begun):
+    with locked_run(run_dir), _recorded(tracker, log, checkpoint.begun):
         save_config(cfg, run_dir/'config.yaml')
         log.write(f'start at epoch {learn.first_epoch + 1} of {cfg.train.epochs}: {cfg.model.arch}, {len(splits["train"].labels)} images')
         _train(learn, cfg, verbose)

@@ -339,8 +339,9 @@ def fashion_evaluate(
     cond = conditions(_evaluate_line(str(model), name, split, samples, unverified, archive, valid_size, config), threads=threads, data_hash=hash_)
     row = dict(model=info.name, version=info.version)
     if out: write_results(out, dict(**row, dataset=name, split=split, verdict=verdict, **scores, **extra), **cond)
-    if metrics: _write(Path(metrics), json.dumps(main_scores(scores), indent=1).encode() + b'\n')
-    add_to_record(find_record(info.version, runs), {f'{split}_{k}': v for k, v in main_scores(scores).items()})
+    main = main_scores(scores)
+    if metrics: _write(Path(metrics), json.dumps(main, indent=1).encode() + b'\n')
+    add_to_record(find_record(info.version, runs), {f'{split}_{k}': v for k, v in main.items()})
     if photos and split == 'test' and not quick:
         extra['shifts'] = accuracy_under_shifts((p.read() for p in photos), part.labels, predictor.logits, predictor.prepare)
         print(_shift_line(extra['shifts']))

@@ -6,7 +6,7 @@
 __all__ = ['EMA', 'SAM', 'InfoBatch', 'Compiled', 'load_splits', 'make_recipe', 'fashion_train']
 
 # %% ../nbs/05_improvements.ipynb #cell-3
-from .baseline import _locked, fit
+from .baseline import TrainingError, check_resumable, fit, locked_run
 from .batch_augment import make_augment
 from .config import Config, load_config
 from .core import ConfigError, command, labels_of, repo_root
@@ -20,7 +20,6 @@ import os, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from time import strftime
 from typing import Callable
 
@@ -176,12 +175,10 @@ def _run_dir(runs: Path, name: str, run: str, resume: bool) -> Path:
 def _left_to_do(run_dir: Path, cfg: Config, train: Split) -> bool: # whether to resume; raises `ConfigError`
     "Whether an interrupted run of the same experiment is there; anything else in its folder is removed"
     if not run_dir.exists(): return False
-    with _locked(run_dir):
-        same = not (run_dir/'metrics.json').is_file() and (run_dir/'config.yaml').is_file() and load_config(run_dir/'config.yaml') == cfg
-        try: same = same and torch.load(run_dir/'checkpoint'/'last.pt', map_location='cpu', weights_only=True)['begun'].get('train_hash') == data_hash(train)
-        except (OSError, RuntimeError, EOFError, UnpicklingError): same = False # there is none, or it is damaged
-        if not same: shutil.rmtree(run_dir)
-    return same
+    with locked_run(run_dir):
+        try: check_resumable(cfg, run_dir, data_hash(train))
+        except (ConfigError, TrainingError): shutil.rmtree(run_dir); return False
+    return True
 
 # %% ../nbs/05_improvements.ipynb #cell-36
 @command

@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from fastcore.basics import chunked
 from fastcore.script import Param
 from filelock import FileLock, Timeout
 
@@ -86,9 +87,6 @@ def said_clearly(
     except Exception as e: raise TrackingError(_what_is_wrong(e, address)) from None
 
 # %% ../nbs/03f_tracking.ipynb #cell-13
-def _chunks(values: list, n: int) -> Iterator[list]:
-    for i in range(0, len(values), n): yield values[i:i + n]
-
 def send_lines(
     client: Any, # an `MlflowClient`
     run_id: str,
@@ -99,10 +97,10 @@ def send_lines(
     "Lines of one kind in as few requests as MLflow allows"
     from mlflow.entities import Metric, Param, RunTag
     if kind == 'metrics':
-        for some in _chunks([Metric(*m) for v in values for m in v], 1000): client.log_batch(run_id, metrics=some)
+        for some in chunked([Metric(*m) for v in values for m in v], 1000): client.log_batch(run_id, metrics=some)
     elif kind in ('params', 'tags'):
         make = Param if kind == 'params' else RunTag
-        for some in _chunks([make(k, str(x)) for v in values for k, x in v.items()], 100): client.log_batch(run_id, **{kind: some})
+        for some in chunked([make(k, str(x)) for v in values for k, x in v.items()], 100): client.log_batch(run_id, **{kind: some})
     elif kind == 'file':
         for name, to in values: _send_file(client, run_id, folder/name, to)
     else: client.update_run(run_id, status=values[-1]) if values[-1] == 'RUNNING' else client.set_terminated(run_id, values[-1])
