@@ -4,7 +4,6 @@ import ctypes
 import socket
 import struct
 from collections.abc import Callable
-from contextlib import suppress
 
 from fashion_serve.board import Board
 
@@ -20,7 +19,8 @@ NO_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0x
 def knock_unheard(sock: socket.socket):
     "Whoever would connect gets no answer, and finds nobody there when he tries again a second later: no connection is made that nobody will take"
     program = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *line) for line in NO_SYN))
-    with suppress(OSError): sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack('HP', len(NO_SYN), ctypes.addressof(program))) # elsewhere than on Linux
+    try: sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack('HP', len(NO_SYN), ctypes.addressof(program)))
+    except OSError: sock.listen(0) # elsewhere than on Linux: the kernel makes no more than one ahead
 
 
 class Acceptor:
@@ -41,8 +41,7 @@ class Acceptor:
 
     async def take_waiting(self):
         "Take all that have been made and not looked at yet"
-        with suppress(BlockingIOError): # until there are none
-            while True: self._take()
+        while self._take(): pass
         await asyncio.gather(*self.made)
 
     def _watch(self):
@@ -56,10 +55,13 @@ class Acceptor:
             self.loop.call_later(TURN, self._watch)
             return
         self.left = 0
-        with suppress(BlockingIOError, ConnectionAbortedError): # none are left, or a client is gone again
-            for _ in range(1 + mine // 4 if mine < BUSY else 1): self._take() # one by one while they are few; a flood must not wait
+        for _ in range(1 + mine // 4 if mine < BUSY else 1): # one by one while they are few; a flood must not wait
+            if not self._take(): return
 
-    def _take(self):
-        connection, _ = self.sock.accept()
+    def _take(self) -> bool: # False if there is none
+        try: connection, _ = self.sock.accept()
+        except BlockingIOError: return False
+        except ConnectionAbortedError: return True # a client that is gone again
         self.made.add(task := self.loop.create_task(self.loop.connect_accepted_socket(self.protocol, connection)))
         task.add_done_callback(self.made.discard)
+        return True
