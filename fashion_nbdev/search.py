@@ -161,7 +161,7 @@ def fashion_search(
     print(f'{len(rows)} trials, best {found["valid_accuracy"]:.2%}: {" ".join(found["best"])}' if complete else f'{len(rows)} trials, none finished')
     return found
 
-# %% ../nbs/05f_search.ipynb #cell-24
+# %% ../nbs/05f_search.ipynb #cell-25
 def plot_search(
     found: dict, # of `fashion_search`
 ) -> Any: # a matplotlib Figure
