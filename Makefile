@@ -59,7 +59,7 @@ container: env ## build the service's image with Docker, Podman or Buildah and t
 audit: env ## ask pip-audit for known vulnerabilities in what is pinned
 	$(BIN)/python scripts/audit.py
 
-sla: env ## measure the promises of the service under load, and repeat its tests as often as its goals say (half an hour)
+sla: env ## measure the promises of the service under load, and repeat its tests as often as its goals say (a quarter of an hour)
 	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model clothing
 	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model fashion_mnist --soaked 100000
 	env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --long serve/tests

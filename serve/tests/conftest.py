@@ -29,7 +29,7 @@ SAMPLES = ROOT / 'serve/fashion_serve/page/samples'
 
 def pytest_addoption(parser):
     parser.addoption('--screenshot', default='', help='write a picture of the page with a result to this PNG file')
-    parser.addoption('--long', action='store_true', help='repeat what is repeated as often as the goals say: an hour or so, on a machine that does nothing else')
+    parser.addoption('--long', action='store_true', help='repeat what is repeated as often as the goals say: several minutes, on a machine that does nothing else')
 
 
 @pytest.fixture(scope='session')
