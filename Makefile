@@ -17,7 +17,7 @@ WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $
 LEAST := 400
 quiet := env -u IN_TEST OMP_NUM_THREADS=1
 
-.PHONY: help run serve-env env hooks test lint notebooks export docs repro container audit sla fuzz screenshot lock clean
+.PHONY: help run serve-env env hooks test lint notebooks export docs repro container audit sla bench fuzz screenshot lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -53,16 +53,28 @@ docs: env ## write README.md from nbs/index.ipynb
 
 repro: env ## run the pipeline, what is not up to date of it (ONLY=benchmark@short tries every step in a minute or two)
 	env PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro $(ONLY)
+
 container: env ## build the service's image with Docker, Podman or Buildah and try it (BASE=... for another base image)
 	$(BIN)/python -m pytest -q tests/test_container.py --image build --base "$(BASE)"
 
 audit: env ## ask pip-audit for known vulnerabilities in what is pinned
 	$(BIN)/python scripts/audit.py
 
-sla: env ## measure the promises of the service under load, and repeat its tests as often as its goals say (a quarter of an hour)
-	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model clothing
+sla: env ## measure the promises of the service under load, and repeat its tests as often as its goals say (half an hour)
+	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model clothing --soaked 100000
 	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model fashion_mnist --soaked 100000
 	env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --long serve/tests
+	$(BIN)/fashion_benchmark --sla
+
+bench: env ## measure the models, the service, others beside it and what our code adds; results/ and the README's pictures (an hour, nothing else running)
+	for model in clothing fashion_mnist; do \
+	  env OMP_NUM_THREADS=1 $(BIN)/fashion_benchmark --model $$model && \
+	  env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model $$model --soaked 100000 || exit 1; done
+	env OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guard.py
+	env OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rivals.py
+	$(BIN)/fashion_benchmark --sla || true
+	$(BIN)/python scripts/notebooks.py 08_benchmark 08b_stress index
+	$(BIN)/python scripts/readme.py
 
 fuzz: env ## feed damaged pictures to the decoder (FOR=600 seconds; writes results/fuzz.json)
 	$(BIN)/python scripts/fuzz.py $(or $(FOR),600) results/fuzz.json

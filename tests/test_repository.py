@@ -22,7 +22,7 @@ DIRECTIVES = { # every directive in use -> what may follow it (None: one module'
     'default_exp': None, 'export': {''}, 'exporti': {''}, 'hide': {''}, 'eval': {'false'}, 'echo': TRUTH, 'output': TRUTH,
     'warning': TRUTH, 'code-fold': TRUTH, **{flag: {''} for flag in FLAGS}}
 LIGHT = {'core', 'formats', 'image', 'model_file', 'tables', 'predict'} # what serving imports
-TORCH_FREE = LIGHT | {'config', 'files', 'photos', 'splits', 'data', 'report', 'results', 'evaluate', 'shifts', 'timing', 'benchmark'}
+TORCH_FREE = LIGHT | {'config', 'files', 'photos', 'splits', 'data', 'report', 'results', 'evaluate', 'shifts', 'timing', 'sla', 'benchmark'}
 PYTHONS = ('3.11', '3.12', '3.13')
 NOTEBOOKS = pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.stem)
 MODULE_NOTEBOOKS = pytest.mark.parametrize('module', module_notebooks())

@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from fashion_nbdev.load import closed_loop, http_request, open_loop, overload, pictures, summary, usage
+from fashion_nbdev.load import closed_loop, http_request, open_loop, pictures, summary, usage
+from fashion_nbdev.stress import overload
 
 
 @pytest.fixture(scope='module')
