@@ -19,7 +19,7 @@ from .core import ConfigError, command, model_path
 from .load import closed_loop, http_request, measured, null_server, open_loop, pictures, running_service, summary, usage
 from .predict import Predictor
 from .results import conditions, write_results
-from .sla import RATES, sla_rows, sla_table
+from .sla import AIMED, RATES, sla_rows, sla_table
 
 # %% ../nbs/08b_stress.ipynb #cell-7
 def capacity(
@@ -137,6 +137,7 @@ def _parts(url: str, model: str, data: list[bytes], rate: float, seconds: float,
     requests = _requests(model, data)
     steady = lambda asked, rate, seconds: measured(url, lambda: open_loop(url, asked, rate, seconds))
     yield 'steady', (found := steady(requests, rate, seconds)), _words(f'{rate:g}/s for {seconds:g} s', found)
+    if rate == RATES.get(model) and model in AIMED: yield 'aimed', (found := steady(requests, AIMED[model], seconds)), _words(f'{AIMED[model]:,}/s, our aim', found)
     if soaked: # before any overload, whose memory would hide what grows
         yield 'soak', (found := soak(url, requests, soaked)), '{n:,} requests: {grown_mb:+.1f} MB ({grown_share:+.1%}) and {grown_files:+.0f} open files in the second half'.format(**found)
     if only_steady: return
