@@ -6,7 +6,7 @@
 __all__ = ['runtimes', 'race', 'fashion_runtimes']
 
 # %% ../nbs/08c_runtimes.ipynb #cell-3
-import importlib.util, time
+import importlib, importlib.util, time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,13 @@ from .results import conditions, write_results
 def _onnx(path: Path, threads: int, provider: str = 'cpu') -> Callable: return Predictor.load(path, provider, threads).logits
 
 def _openvino(path: Path, threads: int) -> Callable:
-    import openvino as ov
+    ov = importlib.import_module('openvino')
     net = ov.Core().compile_model(str(path), 'CPU', {'INFERENCE_NUM_THREADS': threads, 'PERFORMANCE_HINT': 'LATENCY'})
     return lambda images: net(images)[net.output(0)]
 
 def _torch(run: Path, threads: int, compiled: bool = False) -> Callable:
     import torch
+    importlib.import_module('fashion_nbdev.compact') # its networks are known to timm from then on
     from fashion_nbdev.networks import load_model
     net = load_model(run/'best_model')
     mean, std = (255*torch.tensor(net.pretrained_cfg[k]).view(-1, 1, 1) for k in ('mean', 'std'))

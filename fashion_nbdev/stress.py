@@ -38,8 +38,8 @@ def ramp(
 ) -> list[dict]: # per step: rate, and `measured`
     "Ask more and more"
     most = capacity(url, requests, seconds)
-    steps = (max(1, round(share*most)) for share in shares)
-    return [dict(rate=rate) | measured(url, lambda: open_loop(url, requests, rate, seconds)) for rate in steps]
+    step = lambda rate: dict(rate=rate) | measured(url, lambda: open_loop(url, requests, rate, seconds))
+    return [step(max(1, round(share*most))) for share in shares]
 
 # %% ../nbs/08b_stress.ipynb #cell-9
 def _classify_for(path: str, folder: str, seconds: float) -> float: # pictures a second

@@ -181,7 +181,7 @@ def test_imports_are_declared_as_dependencies():
     assert not undeclared(service, required('serve', 'trace'), top_level=False)
     assert not undeclared(service, required('serve'), top_level=True), 'the service runs without torch'
     assert not undeclared(modules().values(), required('client', 'serve', 'train'), top_level=False)
-    tests = [*ROOT.glob('tests/*.py'), *ROOT.glob('serve/tests/*.py'), *ROOT.glob('scripts/*.py')]
+    tests = [*ROOT.glob('tests/*.py'), *ROOT.glob('serve/tests/*.py'), *ROOT.glob('scripts/*.py'), *ROOT.glob('benchmarks/*.py')]
     ours = {p.stem for p in tests}
     assert not undeclared(tests, required('serve', 'train', 'dev'), top_level=False) - ours
 
