@@ -236,14 +236,3 @@ def test_own_data_join_the_pipeline(project):
     pipeline.write_text(re.sub(r'(?m)^(\s+)short: ', lambda m: line + m[0], pipeline.read_text(), count=1))
     project.run('dvc', 'repro', 'prepare@catalogue')
     assert json.loads((project.root/'runs/catalogue/data/report.json').read_text())['splits']['test']['n'] == 30
-
-
-def test_a_stale_lock_of_a_killed_pipeline_stops_nobody(project):
-    "As SIGKILL leaves it: the file of locks names a process that is no more"
-    gone = subprocess.Popen(['true'])
-    gone.wait()
-    lock = project.root/'.dvc/tmp/rwlock'
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    lock.write_text(json.dumps({str(project.root/'runs/short/pipeline'): {'write': {'pid': gone.pid, 'cmd': 'repro'}, 'read': []}}))
-    (project.root/'.dvc/tmp/lock').touch()
-    assert ENDED in project.repro()
