@@ -232,7 +232,7 @@ def test_own_data_join_the_pipeline(project):
     config |= dict(name='catalogue', data=dict(dataset='folder', archive='data/catalogue', labels=['apron', 'boot', 'cape'], valid_size=30, test_size=30))
     (project.root/'configs/catalogue.yaml').write_text(yaml.safe_dump(config))
     pipeline = project.root/'dvc.yaml'
-    line = "      catalogue: {data: data/catalogue, models: models, results: results, benchmark: ''}\n"
+    line = "      catalogue: {data: data/catalogue, after: runs/catalogue/data, models: models, results: results, benchmark: ''}\n"
     pipeline.write_text(re.sub(r'(?m)^(\s+)short: ', lambda m: line + m[0], pipeline.read_text(), count=1))
     project.run('dvc', 'repro', 'prepare@catalogue')
     assert json.loads((project.root/'runs/catalogue/data/report.json').read_text())['splits']['test']['n'] == 30

@@ -64,15 +64,15 @@ class WorkQueue:
     "Jobs that wait for a thread, those of people first; its length is counted in seconds of work"
     def __init__(self, threads: int):
         self.threads = threads
-        self.lanes = {lane: deque() for lane in Lane}
-        self.seconds = dict.fromkeys(Lane, 0.0) # of work that waits, or has been taken and is not done
+        self.lanes = [deque() for _ in Lane]
+        self.seconds = [0.0 for _ in Lane] # of work that waits, or has been taken and is not done
         self.working = 0 # jobs taken and not done
         self.changed = Condition()
         self.closed = False
 
     def wait(self, lane: Lane) -> float:
         "Estimated seconds until a job that came now would begin"
-        return sum(self.seconds[ahead] for ahead in Lane if ahead <= lane) / self.threads
+        return sum(self.seconds[:lane + 1]) / self.threads
 
     def admit(self, cost: float, lane: Lane, allowed: float):
         "Raises the `Problem` if what waits would not leave a job of this cost enough of its `allowed` seconds"
@@ -91,7 +91,7 @@ class WorkQueue:
     def take(self) -> list[Job]:
         "Wait for the next job, and take those of the same kind that wait behind it, up to its `batch`; [] once closed and empty"
         with self.changed:
-            while not (lane := next(filter(None, self.lanes.values()), None)):
+            while not (lane := next(filter(None, self.lanes), None)):
                 if self.closed: return []
                 self.changed.wait()
             jobs = [lane.popleft()]
@@ -104,11 +104,11 @@ class WorkQueue:
         with self.changed:
             for job in jobs: self.seconds[job.lane] -= job.cost
             self.working -= len(jobs)
-            if self.idle(): self.seconds = dict.fromkeys(Lane, 0.0) # sums of many floats drift
+            if self.idle(): self.seconds = [0.0 for _ in Lane] # sums of many floats drift
 
     def waiting(self) -> int:
         "Jobs that nobody works on yet"
-        return sum(map(len, self.lanes.values()))
+        return sum(map(len, self.lanes))
 
     def idle(self) -> bool:
         "Whether nothing waits and nothing is being worked on"

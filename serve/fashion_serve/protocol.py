@@ -1,6 +1,7 @@
 "HTTP connections that nobody holds for nothing: headers are bounded, everything has a time limit, refusals are problems"
 import asyncio
 import json
+import select
 from http import HTTPStatus
 from types import SimpleNamespace
 
@@ -47,16 +48,36 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport):
         super().connection_made(transport)
+        self.await_client()
         self.config.tell()
         self._start('headers', self.timeout, self._slow_headers)
 
     def connection_lost(self, exc):
         for timer in list(self.timers): self._stop(timer)
         super().connection_lost(exc)
+        self.config.waiting.pop(self, None)
         self.config.tell()
+
+    def _answering(self) -> bool: return self.cycle is not None and not self.cycle.response_complete
+
+    def await_client(self):
+        "It has waited for its client for no time at all"
+        self.config.waiting.pop(self, None)
+        self.config.waiting[self] = None # behind all others
+
+    def has_said_nothing(self) -> bool:
+        "Whether nothing of its client's has come that only has not been read yet"
+        (look := select.poll()).register(self.transport.get_extra_info('socket').fileno(), select.POLLIN)
+        return not look.poll(0)
+
+    def give_way(self):
+        "Others need the place of a connection whose client has nothing to say"
+        self.config.waiting.pop(self)
+        self.transport.abort() if self._answering() else self.transport.close()
 
     def on_message_begin(self):
         super().on_message_begin()
+        if not self._answering(): self.await_client()
         self.n_headers = self.header_bytes = 0
         self.in_body = False
         self._start('headers', self.timeout, self._slow_headers)
@@ -87,7 +108,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _turned_away(self) -> bool:
         "Where more is waiting than can be done in time, a picture is refused here, before it costs anything; its body is passed over"
-        if self.url.partition(b'?')[0] != PICTURES or self.parser.get_method() != b'POST' or not (self.cycle is None or self.cycle.response_complete): return False
+        if self.url.partition(b'?')[0] != PICTURES or self.parser.get_method() != b'POST' or self._answering(): return False
         try: self.config.engine.check_room()
         except Problem as e: problem = e
         else: return False
@@ -100,11 +121,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self):
         self._stop('body')
+        if self._answering(): self.config.waiting.pop(self, None)
         super().on_message_complete()
+
+    def on_response_complete(self):
+        super().on_response_complete()
+        if not self._answering() and not self.transport.is_closing(): self.await_client()
 
     def shutdown(self):
         "The service stops: a request that is on its way, on a connection that is idle as far as one can see, still has a moment to come"
-        if self.cycle is None or self.cycle.response_complete: self._start('headers', LAST_MOMENT, self.transport.close)
+        if not self._answering(): self._start('headers', LAST_MOMENT, self.transport.close)
         else: super().shutdown()
 
     def pause_writing(self):
@@ -127,7 +153,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, why: Refused):
         "Answer and close; just close where the answer to an earlier request of the connection is still to come"
-        waiting = self.cycle is not None and not self.cycle.response_complete
+        waiting = self._answering()
         if waiting and self.in_body and not self.cycle.response_started and not self.pipeline: # the app reads no further
             waiting, self.cycle.disconnected = False, True
             self.cycle.message_event.set()

@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+from itertools import islice
 from pathlib import Path
 
 import uvicorn
@@ -16,7 +17,9 @@ from fashion_serve.accept import BUSY, Acceptor, knock_unheard
 from fashion_serve.board import Board, Note
 from fashion_serve.settings import Settings
 
+TURN = .0005 # seconds after which a thread that has a picture to work on gets its turn: under a flood the event loop never leaves it one
 HUNG = 75 # exit code of a process that noticed it was stuck
+LOOKS = 16 # connections that are looked at to find one that can go
 DRAIN = .5 # seconds between 'not ready' and the end of listening: long enough for a balancer that looks, too short to be missed
 
 
@@ -26,6 +29,7 @@ class ServeConfig(uvicorn.Config):
         super().__init__('fashion_serve.main:create_app', lifespan='on', ws='none', log_config=None, access_log=False, server_header=False,
                          timeout_keep_alive=15, timeout_graceful_shutdown=20, workers=settings.workers)
         self.settings, self.board = settings, Board(board)
+        self.waiting = {} # connections whose client has to say something, that which has waited longest first
 
     def load(self):
         "Make the app; here, so that the process that only starts others does not load what the app needs"
@@ -46,6 +50,7 @@ class Worker(uvicorn.Server):
     config: ServeConfig
 
     def run(self, sockets=None):
+        sys.setswitchinterval(TURN)
         super().run(sockets)
         if self.config.engine.error: sys.exit(STARTUP_FAILURE) # it would not start the next time either
 
@@ -53,7 +58,7 @@ class Worker(uvicorn.Server):
         await super().startup([]) # all but the listening
         make = lambda: self.config.http_protocol_class(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
         self.config.tell = self._connections
-        self.servers = [Acceptor(sock, make, self.config.board, self._connections) for sock in sockets]
+        self.servers = [Acceptor(sock, make, self.config.board, self._connections, self._make_room) for sock in sockets]
         self.watch = Watch(asyncio.get_running_loop(), self.config.engine, self.config.settings.hang_timeout)
         self.watch.start()
         self.telling = asyncio.create_task(self._tell())
@@ -63,6 +68,15 @@ class Worker(uvicorn.Server):
         engine = self.config.engine
         self.config.board.say_busy(n := len(self.server_state.connections) if engine.ready and not engine.draining else BUSY)
         return n
+
+    def _make_room(self) -> bool: # False if none can go
+        "End the connection that has waited longest for its client"
+        for longest in list(islice(self.config.waiting, LOOKS)):
+            if longest.has_said_nothing():
+                longest.give_way()
+                return True
+            longest.await_client()
+        return False
 
     async def _tell(self):
         engine = self.config.engine

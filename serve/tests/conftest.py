@@ -2,6 +2,7 @@
 import gzip
 import io
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -138,10 +139,11 @@ def png():
 
 class Service:
     "A running `fashion_serve`, started through its console script"
-    def __init__(self, *args: str, env: dict | None = None):
+    def __init__(self, *args: str, env: dict | None = None, files: int = 0): # `files` that each process may open
         script = Path(sys.executable).with_name('fashion_serve')
         self.started = time.perf_counter()
-        self.process = subprocess.Popen([script, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        limit = (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))) if files else None
+        self.process = subprocess.Popen([script, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=limit)
         self.lines: list[str] = []
         self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True)
 

@@ -7,6 +7,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from fashion_serve.settings import load_settings
+from fashion_serve.worker import ServeConfig, Worker
+
 HEAD = b'POST /v1/predict HTTP/1.1\r\nHost: shop\r\n'
 
 
@@ -116,10 +119,60 @@ def test_slow_ones_do_not_disturb_others(address):
     slow = [Talk(address, HEAD) for _ in range(200)]
     times = []
     for _ in range(50):
-        begun = time.perf_counter()
-        with socket.create_connection(address, timeout=5) as one:
-            one.sendall(b'GET /livez HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n')
-            assert one.recv(65536).startswith(b'HTTP/1.1 200')
-        times.append(time.perf_counter() - begun)
+        status, seconds = _ask_livez(address)
+        assert status == 200
+        times.append(seconds)
     assert sorted(times)[-2] < 1
     assert {talk.answer()[0] for talk in slow} == {408}
+
+
+def test_connections_that_say_nothing_make_room(serve, models_dir):
+    "More than a process may open files for: those that have been silent longest are closed, and whoever asks is answered"
+    service = serve('--port', '0', '--models_dir', str(models_dir), '--workers', '1', files=250)
+    where = urlsplit(service.wait())
+    address = where.hostname, where.port
+    asking = Talk(address, HEAD) # has begun to ask, and is as silent as the others
+    silent = [Talk(address) for _ in range(400)]
+    for _ in range(20):
+        status, seconds = _ask_livez(address)
+        assert status == 200 and seconds < 1
+    assert asking.socket.recv(100) == b'', 'the first was not closed'
+    open_ = [talk for talk in silent if not _is_closed(talk.socket)]
+    assert 50 < len(open_) < 200 and open_ == silent[-len(open_):], 'not the last ones were kept'
+
+
+def _ask_livez(address) -> tuple[int, float]: # status, and seconds
+    begun = time.perf_counter()
+    with socket.create_connection(address, timeout=5) as one:
+        one.sendall(b'GET /livez HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n')
+        answer = b''.join(iter(lambda: one.recv(65536), b''))
+    return int(answer.split()[1]), time.perf_counter() - begun
+
+
+def _is_closed(sock: socket.socket) -> bool:
+    sock.setblocking(False)
+    try: return sock.recv(1) == b''
+    except BlockingIOError: return False
+    except ConnectionResetError: return True
+
+
+class Client:
+    "A connection as far as making room for others looks at it"
+    def __init__(self, waiting: dict, spoke: bool): self.waiting, self.spoke, self.gone = waiting, spoke, False
+    def has_said_nothing(self): return not self.spoke
+    def await_client(self): self.waiting[self] = self.waiting.pop(self)
+    def give_way(self):
+        self.waiting.pop(self)
+        self.gone = True
+
+
+def test_who_has_spoken_is_heard_before_others_are_let_in(tmp_path):
+    "A request that has come and has only not been read yet is not lost"
+    config = ServeConfig(load_settings(), tmp_path)
+    clients = [Client(config.waiting, spoke) for spoke in (True, True, False, False)]
+    config.waiting.update(dict.fromkeys(clients))
+    worker = Worker(config)
+    assert worker._make_room() and [c.gone for c in clients] == [False, False, True, False]
+    assert list(config.waiting) == [clients[3], clients[0], clients[1]]
+    assert worker._make_room() and clients[3].gone
+    assert not worker._make_room() and not clients[0].gone
