@@ -6,7 +6,6 @@ Two figures a case: how many functions are called (the same on every machine), a
 the bare work, which is Pillow and ONNX Runtime called directly on the same file and the same model, in turns with it."""
 import io
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from fashion_nbdev.core import model_path
 from fashion_nbdev.load import pictures
 from fashion_nbdev.predict import Predictor
 from fashion_nbdev.results import conditions, write_results
+from fashion_nbdev.timing import time_calls
 
 RECORD = Path(__file__).resolve().parents[1] / 'results/guard.json'
 CASES = {'one 28x28 PNG': ('fashion_mnist', 1), 'one photograph': ('clothing', 1), 'sixteen 28x28 PNG': ('fashion_mnist', 16)}
@@ -57,16 +57,10 @@ def calls(func: Callable) -> int:
 def ratio(func: Callable, control: Callable, rounds: int = 15, seconds: float = .02) -> float:
     "How many times as long as the control, from the fastest turn of each"
     best = {func: float('inf'), control: float('inf')}
-    n = max(1, int(seconds/_seconds(control, 1)))
+    n = max(1, int(1000*seconds/time_calls(control, 1, warmup=0).mean()))
     for i in range(rounds):
-        for f in (func, control)[::1 if i % 2 else -1]: best[f] = min(best[f], _seconds(f, n))
+        for f in (func, control)[::1 if i % 2 else -1]: best[f] = min(best[f], time_calls(f, n, warmup=0).mean())
     return best[func]/best[control]
-
-
-def _seconds(func: Callable, n: int) -> float: # of one call
-    begun = time.perf_counter()
-    for _ in range(n): func()
-    return (time.perf_counter() - begun)/n
 
 
 def measure(case: str, slowed: Callable = lambda f: f) -> dict: # case, calls, ratio

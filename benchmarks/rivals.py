@@ -1,6 +1,6 @@
 """Measure the service beside four others that would serve the same model file, and write results/rivals.csv.
 
-    python benchmarks/rivals.py [--rounds 3] [--only litserve,bentoml]
+    python benchmarks/rivals.py [--rounds ROUNDS] [--seconds SECONDS] [--only litserve,bentoml]
 
 Each of the others gets an environment of its own in .venv-rivals/ and runs the program in its folder here: the same model
 file, the same decoding (`Predictor`), two workers. Services take turns, one at a time, so that none disturbs another; what
@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,10 +23,12 @@ import numpy as np
 import psutil
 from fastcore.script import call_parse
 
+from fashion_nbdev.benchmark import free_port, last_line
 from fashion_nbdev.core import model_path
 from fashion_nbdev.load import closed_loop, http_request, open_loop, pictures, summary
 from fashion_nbdev.results import conditions, write_results
 from fashion_nbdev.sla import RATES
+from fashion_nbdev.timing import spread
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -77,10 +78,6 @@ def asked(name: str, data: bytes) -> bytes: # a whole HTTP request
     return http_request(SERVICES[name].path, json.dumps(dict(inputs=inputs)).encode(), content_type='application/json')
 
 
-def _free_port() -> int:
-    with socket.create_server(('127.0.0.1', 0)) as found: return found.getsockname()[1]
-
-
 def _answers(url: str, request: bytes) -> bool: return open_loop(url, [request], 1, 1, timeout=5).outcomes == ['200']
 
 
@@ -111,7 +108,7 @@ def _stop(process: subprocess.Popen):
 @contextmanager
 def running(name: str, model: Path, request: bytes, patience: float = 120) -> Iterator[tuple]: # address, seconds to the first answer, pid
     "A service in a session of its own, until the end of a `with` block"
-    service, port = SERVICES[name], _free_port()
+    service, port = SERVICES[name], free_port()
     fill = lambda words: [str(port) if word == 'PORT' else word for word in words]
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
         shutil.copy(model, folder)
@@ -121,15 +118,12 @@ def running(name: str, model: Path, request: bytes, patience: float = 120) -> It
         process = subprocess.Popen(fill(service.command), cwd=HERE / name if service.pins else HERE, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
             while not _answers(url := f'http://127.0.0.1:{port}', request):
-                if process.poll() is not None or time.perf_counter() - begun > patience: raise RuntimeError(f'did not answer: {_last_line(log)}')
+                if process.poll() is not None or time.perf_counter() - begun > patience:
+                    log.seek(0)
+                    raise RuntimeError(f'did not answer: {last_line(log.read())}')
                 time.sleep(.02)
             yield url, time.perf_counter() - begun, process.pid
         finally: _stop(process)
-
-
-def _last_line(log) -> str:
-    log.seek(0)
-    return (log.read().decode('utf-8', 'replace').strip().splitlines() or ['it said nothing'])[-1][:200]
 
 
 def measure(name: str, model: str, seconds: float) -> dict:
@@ -165,13 +159,12 @@ def compare(names: list[str], model: str, rounds: int, seconds: float) -> list[d
                 continue
             print(f'{model}, round {i + 1}, {name}: ' + ', '.join(f'{k} {v:.4g}' for k, v in found[name][-1].items() if v is not None), flush=True)
     ours = [r['per_s'] for r in found['fashion_serve']]
-    row = lambda name, rows: dict(model=model, service=name, version=' '.join(SERVICES[name].pins)) | {k: _median(rows, k) for k in rows[0]} | _ratio(ours, [r['per_s'] for r in rows])
+    row = lambda name, rows: dict(model=model, service=name, version=' '.join(SERVICES[name].pins)) | {k: _median(rows, k) for k in rows[0]} | _ours_is(ours, [r['per_s'] for r in rows])
     return [row(name, rows) for name, rows in found.items() if rows]
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> dict:
-    found = [a/b for a, b in zip(ours, theirs) if b]
-    return dict(ours_is=float(np.median(found)), ours_is_low=min(found), ours_is_high=max(found)) if found else dict(ours_is=None, ours_is_low=None, ours_is_high=None)
+def _ours_is(ours: list[float], theirs: list[float]) -> dict:
+    return spread([a/b if b else np.inf for a, b in zip(ours, theirs)], 'ours_is') if any(theirs) else dict.fromkeys(('ours_is', 'ours_is_low', 'ours_is_high'))
 
 
 @call_parse
@@ -184,4 +177,4 @@ def main(
     "Measure the service beside LitServe, BentoML, Ray Serve and MLServer"
     names = ['fashion_serve', *(n for n in SERVICES if n != 'fashion_serve' and (not only or n in only.split(',')))]
     rows = [row for model in RATES for row in compare(names, model, rounds, seconds)]
-    print(f'  -> {write_results(out, rows, ["model", "service"], **conditions("python benchmarks/rivals.py" + f" --rounds {rounds}"*(rounds != 3), n_runs=rounds))}')
+    print(f'  -> {write_results(out, rows, ["model", "service"], **conditions("python benchmarks/rivals.py" + f" --rounds {rounds} --seconds {seconds:g}", n_runs=rounds))}')

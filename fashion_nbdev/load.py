@@ -21,7 +21,7 @@ import numpy as np
 
 from .benchmark import serve_command
 from .core import ConfigError
-from .timing import BenchmarkError, encode_image, latency_stats, product_photo
+from .timing import BenchmarkError, encode_image, latency_stats, product_photo, spread
 
 # %% ../nbs/08a_load.ipynb #cell-6
 def http_request(
@@ -75,11 +75,11 @@ class _Pool:
     "Connections that are free, and new ones when there are none"
     def __init__(self, host: str, port: int): self.host, self.port, self.free = host, port, deque()
 
-    async def take(self) -> _Connection:
+    async def take(self, timeout: float) -> _Connection:
         while self.free:
             if (connection := self.free.pop()).usable: return connection
             connection.transport.abort()
-        return (await asyncio.get_running_loop().create_connection(_Connection, self.host, self.port))[1]
+        return (await asyncio.wait_for(asyncio.get_running_loop().create_connection(_Connection, self.host, self.port), timeout))[1]
 
     def give(self, connection: _Connection, outcome: int | Exception):
         if isinstance(outcome, int) and connection.usable: self.free.append(connection)
@@ -91,9 +91,9 @@ class _Pool:
 async def _one(pool: _Pool, request: bytes, begun: float, due: float, timeout: float, run: Run):
     clock = asyncio.get_running_loop().time
     lag = clock() - begun - due
-    try: connection = await pool.take()
-    except OSError as e: return run.note(due, lag, clock() - begun - due, e)
-    outcome = await connection.ask(request, timeout)
+    try: connection = await pool.take(timeout)
+    except OSError as e: return run.note(due, lag, clock() - begun - due, e) # TimeoutError is one
+    outcome = await connection.ask(request, timeout + begun + due + lag - clock())
     pool.give(connection, outcome)
     run.note(due, lag, clock() - begun - due, outcome)
 
@@ -242,7 +242,7 @@ def take_turns(
     clients: int = 8, # that ask at once
     seconds: float = 3.0, # of each turn
     rounds: int = 5,
-) -> list[dict]: # of each: name, per_s (median), ratio to the first (median, lowest, highest), p95_ms (median), failed (share)
+) -> list[dict]: # of each: name, per_s (median), ratio to the first (`spread`), p95_ms (median), failed (share)
     "What several services can do at most, measured side by side"
     turns = {name: [] for name in urls}
     for i in range(rounds):
@@ -250,6 +250,6 @@ def take_turns(
     first, *_ = turns.values()
     def row(name, runs):
         ratios = [r['answered_per_s']/max(f['answered_per_s'], 1e-9) for r, f in zip(runs, first)]
-        return dict(name=name, per_s=float(np.median([r['answered_per_s'] for r in runs])), ratio=float(np.median(ratios)), ratio_low=min(ratios), ratio_high=max(ratios),
+        return dict(name=name, per_s=float(np.median([r['answered_per_s'] for r in runs])), **spread(ratios, 'ratio'),
                     p95_ms=float(np.median([r.get('p95_ms', np.nan) for r in runs])), failed=float(np.mean([r['failed'] for r in runs])))
     return [row(name, runs) for name, runs in turns.items()]

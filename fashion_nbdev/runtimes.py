@@ -16,6 +16,7 @@ import numpy as np
 from .core import ConfigError, command, model_path
 from .predict import Predictor
 from .results import conditions, write_results
+from .timing import spread, time_calls
 
 # %% ../nbs/08c_runtimes.ipynb #cell-6
 def _onnx(path: Path, threads: int, provider: str = 'cpu') -> Callable: return Predictor.load(path, provider, threads).logits
@@ -60,22 +61,12 @@ def runtimes(
     return found | {f'ONNX Runtime, {provider}': _onnx(fp32 or shipped, threads, provider) for provider in ('cuda', 'tensorrt') if _gpu(provider)}
 
 # %% ../nbs/08c_runtimes.ipynb #cell-9
-def _seconds(call: Callable, n: int) -> float: # of one call, the fastest of n
-    best = float('inf')
-    for _ in range(n):
-        begun = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - begun)
-    return best
-
-def _spread(ratios: np.ndarray) -> dict: return dict(zip(('slower', 'slower_low', 'slower_high'), map(float, np.percentile(ratios, [50, 5, 95]))))
-
 def race(
     candidates: dict[str, Callable], # from `runtimes`
     images: np.ndarray, # uint8 [n, height, width, channels]
     rounds: int = 15,
     calls: int = 5, # in a turn, of which the fastest counts
-) -> list[dict]: # of each: runtime, batch_size, ms of the batch, images_per_s, cpu_ms_per_image, slower (than the first: median, 5 %, 95 % of the rounds), differs (greatest difference of a probability from the first's)
+) -> list[dict]: # of each: runtime, batch_size, ms of the batch, images_per_s, cpu_ms_per_image, slower (than the first: `spread` of the rounds), differs (greatest difference of a probability from the first's)
     "Time every candidate on the same pictures, in turns"
     first, *_ = candidates.values()
     softmax = lambda x: (e := np.exp(x - x.max(1, keepdims=True)))/e.sum(1, keepdims=True)
@@ -84,10 +75,11 @@ def race(
     for r in range(rounds):
         for i, f in list(enumerate(candidates.values()))[::1 if r % 2 else -1]:
             begun = time.process_time()
-            ms[r, i] = 1000*_seconds(partial(f, images), calls)
+            for _ in range(calls): f(images)
             cpu[i] += 1000*(time.process_time() - begun)/calls/len(images)/rounds
+            ms[r, i] = time_calls(partial(f, images), calls, warmup=0).min()
     return [dict(runtime=name, batch_size=len(images), ms=float(np.median(ms[:, i])), images_per_s=float(1000*len(images)/np.median(ms[:, i])), cpu_ms_per_image=float(cpu[i]),
-                 **_spread(ms[:, i]/ms[:, 0]), differs=float(np.abs(softmax(f(images)) - expected).max())) for i, (name, f) in enumerate(candidates.items())]
+                 **spread(ms[:, i]/ms[:, 0], 'slower'), differs=float(np.abs(softmax(f(images)) - expected).max())) for i, (name, f) in enumerate(candidates.items())]
 
 # %% ../nbs/08c_runtimes.ipynb #cell-14
 @command
@@ -109,7 +101,7 @@ def fashion_runtimes(
             images = np.random.default_rng(42).integers(0, 256, (n, info.height, info.width, info.channels), dtype=np.uint8)
             rows += [dict(model=info.name, version=info.version, threads=n_threads) | row for row in race(candidates, images, rounds)]
             print('\n'.join('{threads} threads, {batch_size:2} pictures, {runtime:24} {ms:8.2f} ms, {slower:.2f} times as long as the first ({slower_low:.2f} to {slower_high:.2f})'.format(**r) for r in rows[-len(candidates):]), flush=True)
-    line = f'fashion_runtimes --model {model}' + f' --run {run}'*bool(run)
+    line = f'fashion_runtimes --model {model}' + f' --run {run}'*bool(run) + f' --rounds {rounds}'*(rounds != 15)
     print(f'  -> {write_results(Path(out)/"runtimes.csv", rows, ["model", "threads", "batch_size", "runtime"], **conditions(line, n_runs=rounds))}')
 
 def _numbers(name: str, text: str) -> list[int]:

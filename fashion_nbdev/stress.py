@@ -6,11 +6,12 @@
 __all__ = ['capacity', 'ramp', 'in_process', 'limit', 'overload', 'soak', 'fashion_load', 'plot_stages']
 
 # %% ../nbs/08b_stress.ipynb #cell-3
-import json, subprocess, sys, tempfile, time, urllib.request
+import json, os, subprocess, sys, tempfile, time, urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from .load import closed_loop, http_request, measured, null_server, open_loop, p
 from .predict import Predictor
 from .results import conditions, write_results
 from .sla import AIMED, RATES, sla_rows, sla_table
+from .timing import spread
 
 # %% ../nbs/08b_stress.ipynb #cell-7
 def capacity(
@@ -55,14 +57,14 @@ def in_process(
     model: str | Path, # a model's name, or the path of an .onnx file
     data: list[bytes], # files
     seconds: float = 5.0,
-    processes: int = 2,
+    processes: int = 0, # as many as cores may be used, if not given
 ) -> float: # pictures a second, of all processes together
     "What the cores can do without a service"
     with tempfile.TemporaryDirectory() as folder:
         for i, picture in enumerate(data): (Path(folder)/f'{i:04}').write_bytes(picture)
         code = f'from fashion_nbdev.stress import _classify_for as f; print(f({str(model_path(model))!r}, {folder!r}, {seconds}))'
         with ExitStack() as running:
-            children = [running.enter_context(subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)) for _ in range(processes)]
+            children = [running.enter_context(subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)) for _ in range(processes or len(os.sched_getaffinity(0)))]
             return sum(float(child.communicate()[0]) for child in children)
 
 def limit(
@@ -72,12 +74,11 @@ def limit(
     requests: list[bytes], # that ask about them
     seconds: float = 5.0, # of each turn
     rounds: int = 3,
-) -> dict: # in_process_per_s and service_per_s (medians), share (median of the rounds), share_low, share_high
+) -> dict: # in_process_per_s and service_per_s (medians), share (`spread` of the rounds)
     "The share of the machine's own rate that the service reaches, measured in turns"
     turns = [(in_process(model, data, seconds), capacity(url, requests, seconds)) for _ in range(rounds)]
-    shares = [served/alone for alone, served in turns]
     alone, served = map(float, np.median(turns, 0))
-    return dict(in_process_per_s=alone, service_per_s=served, share=float(np.median(shares)), share_low=min(shares), share_high=max(shares))
+    return dict(in_process_per_s=alone, service_per_s=served, **spread([served/alone for alone, served in turns], 'share'))
 
 # %% ../nbs/08b_stress.ipynb #cell-11
 def overload(
@@ -87,7 +88,8 @@ def overload(
 ) -> dict: # capacity_per_s, then `measured` of three times as much, with goodput (answered, as a share of the capacity), probes_max_ms (the slowest /livez meanwhile) and recovery_s
     "What the service does when three times as much is asked as it can do, and how soon it has recovered"
     most = capacity(url, requests, seconds)
-    with ThreadPoolExecutor(1) as pool:
+    with ProcessPoolExecutor(1, get_context('spawn')) as pool: # in a process of their own: what delays the generator must not delay them
+        pool.submit(int).result() # it has started
         probing = pool.submit(open_loop, url, [http_request('/livez', method='GET')], 5, seconds)
         at_three = measured(url, lambda: open_loop(url, requests, 3*most, seconds))
         probes = probing.result()

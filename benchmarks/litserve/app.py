@@ -1,4 +1,4 @@
-"The shipped model behind LitServe, set as its documentation advises for two cores: two workers, the fast queue, batches of what is waiting"
+"The shipped model behind LitServe, set as its documentation advises for two cores: two workers and the fast queue; one picture at a time, as all here"
 import os
 from typing import Annotated
 
