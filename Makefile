@@ -17,7 +17,7 @@ WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $
 LEAST := 400
 quiet := env -u IN_TEST OMP_NUM_THREADS=1
 
-.PHONY: help run serve-env env hooks test lint notebooks export docs repro container audit sla bench fuzz screenshot lock clean
+.PHONY: help run serve-env env hooks test lint notebooks export docs repro container audit sla bench course fuzz screenshot lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -70,13 +70,16 @@ bench: env ## measure the models, other runtimes, the service, others beside it 
 	env OMP_NUM_THREADS=1 $(BIN)/fashion_benchmark --model clothing
 	env OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro --force --single-item benchmark@fashion_mnist
 	$(BIN)/fashion_runtimes --model fashion_mnist
-	$(quiet) $(BIN)/python scripts/notebooks.py 08a_load 08d_limits --flags slow
+	for name in 08a_load 08d_limits; do $(quiet) $(BIN)/python scripts/notebooks.py $$name --flags slow || exit 1; done
 	for model in clothing fashion_mnist; do env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model $$model --soaked 100000 || exit 1; done
 	env OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guard.py
 	env OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rivals.py
 	kept=0; $(BIN)/fashion_benchmark --sla || kept=$$?; \
 	$(BIN)/python scripts/notebooks.py 07f_sla 08_benchmark 08b_stress 08c_runtimes index; \
 	$(BIN)/python scripts/readme.py; exit $$kept
+
+course: env ## train fast.ai's course recipe and ours in turns until 94 % of the validation images are right (an hour, nothing else running)
+	$(BIN)/python benchmarks/course/course.py
 
 fuzz: env ## feed damaged pictures to the decoder (FOR=600 seconds; writes results/fuzz.json)
 	$(BIN)/python scripts/fuzz.py $(or $(FOR),600) results/fuzz.json

@@ -142,6 +142,17 @@ def test_of_two_at_once_one_is_told(project):
     assert ENDED in project.repro()
 
 
+def test_a_lock_that_a_killed_one_left_stops_nobody(project):
+    gone = subprocess.Popen(['true'])
+    gone.wait()
+    written = project.root/'runs/short/metrics_short.json'
+    written.unlink()
+    (project.root/'.dvc/tmp/rwlock').write_text(json.dumps(dict(write={str(written): dict(pid=gone.pid, cmd='dvc repro')}, read={})))
+    done = project.run('dvc', 'repro', 'benchmark@short')
+    assert f'(Pid {gone.pid})' in done.stderr and 'had been killed' in done.stderr, done.stderr
+    assert written.exists() and ENDED in project.repro()
+
+
 @pytest.fixture
 def s3():
     "A real S3 server on loopback"

@@ -86,7 +86,6 @@ def small_disk(tmp_path):
     subprocess.run(['umount', '--lazy', place], check=True)
 
 
-@pytest.mark.xfail(strict=True, reason='a checkpoint that finds the disk full ends in a traceback of torch.save')
 def test_full_disk_is_one_clear_line_and_loses_nothing(tmp_path, small_disk):
     process = started(tmp_path/'own', str(small_disk), epochs=60)
     wait_for(small_disk/'short/one/checkpoint/last.pt', process)
