@@ -63,8 +63,9 @@ def weights_licence(
 def _teacher(name: str) -> str:
     "A teacher and whose weights it starts from, as far as its configuration can be found"
     if name.startswith('features:'): return ' and '.join(_pretrained(arch) for arch in name.removeprefix('features:').split('+')) + ' (frozen)'
-    own = Path(name)/'config.yaml'
-    return f'{Path(name).name} ({weights_licence(load_config(own))})' if own.is_file() else Path(name).name
+    run = Path(name).parent if Path(name).name in ('best_model', 'final_model') else Path(name)
+    if not (own := run/'config.yaml').is_file(): return run.name
+    return f'{(taught := load_config(own)).name} ({weights_licence(taught)})'
 
 # %% ../nbs/07_export.ipynb #cell-19
 @dataclass(frozen=True)

@@ -6,19 +6,17 @@
 __all__ = ['capacity', 'ramp', 'in_process', 'limit', 'overload', 'soak', 'fashion_load', 'plot_stages']
 
 # %% ../nbs/08b_stress.ipynb #cell-3
-import json, os, subprocess, sys, tempfile, time, urllib.request
+import json, subprocess, sys, tempfile, time, urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from .core import ConfigError, command, model_path
 from .load import closed_loop, http_request, measured, null_server, open_loop, pictures, running_service, summary, usage
-from .predict import Predictor
+from .predict import Predictor, _cores
 from .results import conditions, write_results
 from .sla import AIMED, RATES, sla_rows, sla_table
 from .timing import spread
@@ -44,6 +42,10 @@ def ramp(
     return [step(max(1, round(share*most))) for share in shares]
 
 # %% ../nbs/08b_stress.ipynb #cell-9
+def _elsewhere(call: str) -> subprocess.Popen: # prints what a function of this module returns
+    "The function in a process of its own"
+    return subprocess.Popen([sys.executable, '-c', f'import fashion_nbdev.stress as own; print(own.{call})'], stdout=subprocess.PIPE, text=True)
+
 def _classify_for(path: str, folder: str, seconds: float) -> float: # pictures a second
     predictor, data = Predictor.load(path), [p.read_bytes() for p in sorted(Path(folder).iterdir())]
     for i in range(20): predictor.predict(data[i % len(data)])
@@ -62,9 +64,9 @@ def in_process(
     "What the cores can do without a service"
     with tempfile.TemporaryDirectory() as folder:
         for i, picture in enumerate(data): (Path(folder)/f'{i:04}').write_bytes(picture)
-        code = f'from fashion_nbdev.stress import _classify_for as f; print(f({str(model_path(model))!r}, {folder!r}, {seconds}))'
+        call = f'_classify_for({str(model_path(model))!r}, {folder!r}, {seconds})'
         with ExitStack() as running:
-            children = [running.enter_context(subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)) for _ in range(processes or len(os.sched_getaffinity(0)))]
+            children = [running.enter_context(_elsewhere(call)) for _ in range(processes or _cores())]
             return sum(float(child.communicate()[0]) for child in children)
 
 def limit(
@@ -81,6 +83,11 @@ def limit(
     return dict(in_process_per_s=alone, service_per_s=served, **spread([served/alone for alone, served in turns], 'share'))
 
 # %% ../nbs/08b_stress.ipynb #cell-11
+def _probe(url: str, seconds: float) -> str: # JSON
+    "What whoever watches the service sees, five times a second"
+    probes = open_loop(url, [http_request('/livez', method='GET')], 5, seconds)
+    return json.dumps(dict(probes_max_ms=1000*max(probes.seconds), probes_failed=sum(o != '200' for o in probes.outcomes)))
+
 def overload(
     url: str, # of the service
     requests: list[bytes],
@@ -88,14 +95,12 @@ def overload(
 ) -> dict: # capacity_per_s, then `measured` of three times as much, with goodput (answered, as a share of the capacity), probes_max_ms (the slowest /livez meanwhile) and recovery_s
     "What the service does when three times as much is asked as it can do, and how soon it has recovered"
     most = capacity(url, requests, seconds)
-    with ProcessPoolExecutor(1, get_context('spawn')) as pool: # in a process of their own: what delays the generator must not delay them
-        pool.submit(int).result() # it has started
-        probing = pool.submit(open_loop, url, [http_request('/livez', method='GET')], 5, seconds)
+    with _elsewhere(f'_probe({url!r}, {seconds})') as probing: # what delays the generator must not delay the probes
         at_three = measured(url, lambda: open_loop(url, requests, 3*most, seconds))
-        probes = probing.result()
+        probes = json.loads(probing.communicate()[0])
     after = open_loop(url, requests, most/2, 5)
     ended = max((d + s for d, s, o in zip(after.due, after.seconds, after.outcomes) if o != '200' or s > .1), default=0.0)
-    return dict(capacity_per_s=most, goodput=at_three['answered_per_s']/most, probes_max_ms=1000*max(probes.seconds), probes_failed=sum(o != '200' for o in probes.outcomes), recovery_s=ended) | at_three
+    return dict(capacity_per_s=most, goodput=at_three['answered_per_s']/most, recovery_s=ended) | probes | at_three
 
 # %% ../nbs/08b_stress.ipynb #cell-13
 def soak(
@@ -134,25 +139,31 @@ def _control(rate: float, requests: list[bytes], seconds: float) -> dict:
     with null_server() as url: return dict(most_per_s=capacity(url, requests, seconds), **{k: v for k, v in summary(open_loop(url, requests, rate, seconds)).items() if k in ('p50_ms', 'p99_ms', 'failed')})
 
 # %% ../nbs/08b_stress.ipynb #cell-17
+def _words(what: str, r: dict) -> str:
+    times = ' '.join(f'{k} {r[k + "_ms"]:.1f}' for k in ('mean', 'p50', 'p95', 'p99', 'max') if k + '_ms' in r)
+    return (f'{what}: {r["answered_per_s"]:.0f}/s answered, {r["shed"]:.1%} shed, {r["failed"]:.1%} failed; ms: {times}; '
+            f'service {r["service_cores"]:.2f} cores, {r["service_mb"]:.0f} MB; generator {r["generator_cores"]:.2f} cores')
+
+_SOAKED = '{n:,} requests: {grown_mb:+.1f} MB ({grown_share:+.1%}) and {grown_files:+.0f} open files in the second half'
+_LIMIT = 'without a service {in_process_per_s:,.0f}/s, with it {service_per_s:,.0f}/s: {share:.0%} ({share_low:.0%} to {share_high:.0%})'
+_CONTROL = 'a server that does nothing: {most_per_s:,.0f}/s at most, p99 {p99_ms:.2f} ms at the same rate'
+
 def _parts(url: str, model: str, data: list[bytes], rate: float, seconds: float, soaked: int, only_steady: bool, here: bool) -> Iterator[tuple]: # name, what was found, and in words
     "One measurement after the other"
     requests = _requests(model, data)
-    steady = lambda asked, rate, seconds: measured(url, lambda: open_loop(url, asked, rate, seconds))
-    yield 'steady', (found := steady(requests, rate, seconds)), _words(f'{rate:g}/s for {seconds:g} s', found)
-    if rate == RATES.get(model) and model in AIMED: yield 'aimed', (found := steady(requests, AIMED[model], seconds)), _words(f'{AIMED[model]:,}/s, our aim', found)
-    if soaked: # before any overload, whose memory would hide what grows
-        yield 'soak', (found := soak(url, requests, soaked)), '{n:,} requests: {grown_mb:+.1f} MB ({grown_share:+.1%}) and {grown_files:+.0f} open files in the second half'.format(**found)
+    def steady(what: str, asked: list[bytes], rate: float, seconds: float) -> tuple:
+        found = measured(url, lambda: open_loop(url, asked, rate, seconds))
+        return found, _words(what, found)
+    yield 'steady', *steady(f'{rate:g}/s for {seconds:g} s', requests, rate, seconds)
+    if rate == RATES.get(model) and model in AIMED: yield 'aimed', *steady(f'{AIMED[model]:,}/s, our aim', requests, AIMED[model], seconds)
+    if soaked: yield 'soak', (found := soak(url, requests, soaked)), _SOAKED.format(**found) # before any overload, whose memory would hide what grows
     if only_steady: return
-    if asked := _mixed(url, model, requests): yield 'mixed', (found := steady(asked, rate, seconds/3)), _words('every other for another model', found)
+    if asked := _mixed(url, model, requests): yield 'mixed', *steady('every other for another model', asked, rate, seconds/3)
     yield 'ramp', (found := ramp(url, requests, seconds/6)), '\n'.join(_words(f'{s["rate"]:,}/s', s) for s in found)
-    if here: yield 'limit', (found := limit(url, model, data, requests, seconds/6)), 'without a service {in_process_per_s:,.0f}/s, with it {service_per_s:,.0f}/s: {share:.0%} ({share_low:.0%} to {share_high:.0%})'.format(**found)
+    if here: yield 'limit', (found := limit(url, model, data, requests, seconds/6)), _LIMIT.format(**found)
     yield 'overload', (found := overload(url, requests, seconds/3)), _words('three times what it can do', found)
-    yield 'burst', (found := steady(requests, 1e6, 1e-3)), _words('a thousand at once', found)
-    yield 'control', (found := _control(rate, requests, seconds/6)), f'a server that does nothing: {found["most_per_s"]:,.0f}/s at most, p99 {found["p99_ms"]:.2f} ms at {rate:g}/s'
-
-def _words(what: str, r: dict) -> str:
-    times = ' '.join(f'{k} {r[k + "_ms"]:.1f}' for k in ('mean', 'p50', 'p95', 'p99', 'max') if k + '_ms' in r)
-    return f'{what}: {r["answered_per_s"]:.0f}/s answered, {r["shed"]:.1%} shed, {r["failed"]:.1%} failed; ms: {times}; service {r["service_cores"]:.2f} cores, {r["service_mb"]:.0f} MB; generator {r["generator_cores"]:.2f} cores'
+    yield 'burst', *steady('a thousand at once', requests, 1e6, 1e-3)
+    yield 'control', (found := _control(rate, requests, seconds/6)), _CONTROL.format(**found)
 
 # %% ../nbs/08b_stress.ipynb #cell-18
 @contextmanager

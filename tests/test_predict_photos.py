@@ -245,8 +245,8 @@ def test_the_last_line_says_how_many_and_how_fast(model, shop, tmp_path):
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='sends a signal')
-@pytest.mark.parametrize('suffix', ['.csv', '.parquet'])
-def test_ctrl_c_leaves_no_half_written_output(model, shop, tmp_path, suffix):
+@pytest.mark.parametrize('suffix, sent', [('.csv', signal.SIGINT), ('.parquet', signal.SIGTERM)])
+def test_an_interruption_leaves_no_half_written_output(model, shop, tmp_path, suffix, sent):
     (script := tmp_path/'predict.py').write_text(COMMAND)
     (folder := tmp_path/'out').mkdir()
     (out := folder/f'preds{suffix}').write_text('from last week')
@@ -255,7 +255,7 @@ def test_ctrl_c_leaves_no_half_written_output(model, shop, tmp_path, suffix):
         if len(os.listdir(folder)) > 1: break # it has begun to write beside
         time.sleep(.1)
     time.sleep(.5)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(sent)
     _, err = child.communicate(timeout=60)
     assert (child.returncode, err) == (130, 'fashion_predict: interrupted\n')
     assert os.listdir(folder) == [out.name] and out.read_text() == 'from last week'

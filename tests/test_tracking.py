@@ -100,7 +100,7 @@ def train(tmp_path, monkeypatch, capsys):
 @contextmanager
 def training(folder: Path, *settings: str, env: dict = {}, resume: bool = False):
     "The same in a process of its own"
-    (folder/'train.py').write_text('import signal; signal.signal(signal.SIGINT, signal.default_int_handler) # ignored by what a shell starts in the background\nfrom fashion_nbdev.improvements import fashion_train; fashion_train()')
+    (folder/'train.py').write_text('from fashion_nbdev.improvements import fashion_train; fashion_train()')
     command = [sys.executable, str(folder/'train.py'), *['--resume']*resume, *arguments('one', *settings)]
     process = subprocess.Popen(command, cwd=folder, env=clean_env(PYTHONPATH=str(ROOT), **env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try: yield process
@@ -171,7 +171,7 @@ def test_server_killed_in_the_middle_and_back_later(server, env, tmp_path):
 def test_interrupted_training_is_killed_then_resumed_while_the_server_hangs(server, env, tmp_path, capsys):
     with training(tmp_path, 'train.epochs=30', env=env) as process:
         wait_for(process, 'epoch 3/30')
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         assert 'interrupted' in ended(process, 130)
     client, first = recorded(tmp_path)
     assert first.info.status == 'KILLED' and 'model' not in paths(client, first)

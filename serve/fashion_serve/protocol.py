@@ -67,6 +67,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def has_said_nothing(self) -> bool:
         "Whether nothing of its client's has come that only has not been read yet"
+        if self.transport.is_closing(): return True
         (look := select.poll()).register(self.transport.get_extra_info('socket').fileno(), select.POLLIN)
         return not look.poll(0)
 
