@@ -18,6 +18,7 @@ import os, time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Callable
@@ -181,7 +182,15 @@ class Checkpoint(Callback):
         state = dict(epoch=self.epoch + 1, begun=self.begun, smooth=dict(count=smooth.count, val=smooth.val), history=self.history,
             best=self.best, last=self.last, model=self.model.state_dict(), opt=_plain(self.opt),
             memories={k: cb.state_dict() for k, cb in self._memories().items()})
-        with write_beside(self.path) as tmp: torch.save(state, tmp)
+        self._write(state)
+
+    def _write(self, state: dict):
+        "Replace the file; a full disk stops the training, and the last checkpoint stays"
+        data = BytesIO() # torch.save would say of a full disk only that something was unexpected
+        torch.save(state, data)
+        try:
+            with write_beside(self.path) as tmp: tmp.write_bytes(data.getbuffer())
+        except OSError as e: raise TrainingError(f'{self.path} cannot be written ({e.strerror}): make room, then go on with --resume') from None
 
     def load(self):
         "Continue from the file: to be called once the learner is complete"

@@ -7,7 +7,7 @@ __all__ = ['LABELS', 'FashionError', 'ConfigError', 'Label', 'lookup', 'labels_o
            'cache_dir', 'models_dirs', 'model_path', 'set_seed', 'command']
 
 # %% ../nbs/00_core.ipynb #cell-3
-import os, random, sys, tempfile
+import os, random, signal, sys, tempfile
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -186,6 +186,7 @@ def _from_console(func: Callable) -> Any:
     parser = anno_parser(func, prog=func.__name__)
     parser.error = lambda message: stop(f'{message} (see {func.__name__} --help)')
     args = {k: v for k, v in vars(parser.parse_args()).items() if k not in ('pdb', 'xtra')}
+    signal.signal(signal.SIGTERM, signal.default_int_handler) # a scheduler that ends it is Ctrl-C
     try: return func(**args)
     except FashionError as e: stop(e)
     except KeyboardInterrupt: stop('interrupted', 130)

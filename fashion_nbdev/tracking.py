@@ -54,7 +54,7 @@ def open_client(
     for name, value in _SETTINGS.items(): os.environ.setdefault(name, value)
     from mlflow import MlflowClient # here, for it takes seconds
     for chatty in ('alembic', 'mlflow.store.db.utils', 'mlflow.system_metrics', 'mlflow.utils.rest_utils', 'urllib3.connectionpool'):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+        logging.getLogger(chatty).setLevel(logging.CRITICAL) # errors are told in one line, below
     with _alone(address): return MlflowClient(address)
 
 @contextmanager
