@@ -18,7 +18,7 @@ from .core import model_path
 from .predict import Predictor
 from .timing import BenchmarkError, spread, time_calls
 
-# %% ../nbs/08d_limits.ipynb #cell-6
+# %% ../nbs/08d_limits.ipynb #cell-7
 def _weights(path: str | Path) -> dict[str, tuple]: # name of a convolution or linear layer -> shape of its weights, outputs first
     "The layers that multiply"
     graph = onnx.load(path).graph
@@ -62,7 +62,7 @@ def operations(
     if lost := set(weights) - seen: raise BenchmarkError(f'{path}: {len(lost)} layers run under other names; operations can be told only of INT8 files')
     return found
 
-# %% ../nbs/08d_limits.ipynb #cell-11
+# %% ../nbs/08d_limits.ipynb #cell-12
 def _product(size: int) -> bytes: # an ONNX model
     "A matrix of bytes times a fixed one"
     weight = numpy_helper.from_array(np.random.default_rng(42).integers(-127, 128, (size, size), dtype=np.int8), 'weight')
@@ -80,7 +80,7 @@ def roofs(
     product, copy = time_calls(lambda: session.run(None, {'x': x}), calls).min(), time_calls(lambda: np.copyto(target, source), 10*calls).min()
     return dict(multiplications_per_s=1000*size**3/product, bytes_per_s=1000*2*len(source)/copy)
 
-# %% ../nbs/08d_limits.ipynb #cell-14
+# %% ../nbs/08d_limits.ipynb #cell-15
 def bound(
     layers: list[dict], # from `operations`
     most: dict, # from `roofs`
@@ -105,7 +105,7 @@ def against_limit(
     return dict(model=info.name, version=info.version, multiplications=n, bytes=size, per_byte=n/size, ms=float(ms), bound_ms=float(least), **spread([t[0]/t[1] for t in turns], 'share'),
                 multiplications_per_s=float(multiplied), bytes_per_s=float(moved))
 
-# %% ../nbs/08d_limits.ipynb #cell-19
+# %% ../nbs/08d_limits.ipynb #cell-20
 def plot_limits(
     layers: list[dict], # from `operations`
     most: dict, # from `roofs`
