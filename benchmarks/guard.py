@@ -60,7 +60,7 @@ def ratio(func: Callable, control: Callable, rounds: int = 15, seconds: float = 
     n = max(1, int(1000*seconds/time_calls(control, 1, warmup=0).mean()))
     for i in range(rounds):
         for f in (func, control)[::1 if i % 2 else -1]: best[f] = min(best[f], time_calls(f, n, warmup=0).mean())
-    return best[func]/best[control]
+    return float(best[func]/best[control])
 
 
 def measure(case: str, slowed: Callable = lambda f: f) -> dict: # case, calls, ratio
