@@ -234,7 +234,11 @@ def test_memory_does_not_grow_with_the_folder(model, shop, tmp_path, suffix):
     assert large - small < (8_000 if suffix == '.csv' else 24_000), f'{few} photographs: {small:,} KB, {many}: {large:,} KB' # Parquet keeps a row group
 
 
-COMMAND = 'import sys; from fashion_nbdev.predict import fashion_predict\nif __name__ == "__main__": sys.exit(fashion_predict())\n'
+COMMAND = '''import signal, sys; from fashion_nbdev.predict import fashion_predict
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler) # ignored by what a shell starts in the background
+    sys.exit(fashion_predict())
+'''
 
 
 def test_the_last_line_says_how_many_and_how_fast(model, shop, tmp_path):
