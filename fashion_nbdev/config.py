@@ -78,7 +78,7 @@ class TrainConfig:
     probe: bool = option(False) # begin with the classifier of a logistic regression on the frozen features
     layer_decay: float = option(1.0, 0.01, 1.0) # each stage learns so much slower than the one after it
     balance: float = option(0.0, 0.0, 1.0) # exponent of the inverse class frequency that weights the loss
-    teachers: tuple = option(()) # runs whose averaged answers are learnt from, such as runs/clothing/teacher
+    teachers: tuple = option(()) # runs or model files whose averaged answers are learnt from, such as runs/clothing/teacher
     distill: float = option(0.0, 0.0, 1.0) # weight of the teachers' answers against the labels
     temperature: float = option(1.0, 0.1, 20.0) # of both answers when they are compared
 

@@ -25,7 +25,7 @@ from .evaluate import main_scores, mcnemar, score, summary, wilson_interval
 from .golden import with_golden
 from .improvements import load_splits # its import registers the project's networks with timm
 from .mirror import with_mirror
-from .model_file import ModelInfo, pack_model
+from .model_file import ModelInfo, pack_model, read_model
 from .networks import LITE_WEIGHTS, load_model
 from .photos import Photo, decode_photos
 from .predict import Predictor
@@ -61,8 +61,8 @@ def weights_licence(
     return text + ''.join(f'; taught by {_teacher(t)}' for t in cfg.train.teachers)
 
 def _teacher(name: str) -> str:
-    "A teacher and whose weights it starts from, as far as its configuration can be found"
-    if name.startswith('features:'): return ' and '.join(_pretrained(arch) for arch in name.removeprefix('features:').split('+')) + ' (frozen)'
+    "A teacher and whose weights it starts from, as far as its file or its configuration can be found"
+    if name.endswith('.onnx') and Path(name).is_file(): return f'{(info := read_model(name)[1]).name} {info.version} ({info.licences.get("weights", "licence unknown")})'
     run = Path(name).parent if Path(name).name in ('best_model', 'final_model') else Path(name)
     if not (own := run/'config.yaml').is_file(): return run.name
     return f'{(taught := load_config(own)).name} ({weights_licence(taught)})'

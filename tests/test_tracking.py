@@ -28,7 +28,7 @@ from fashion_nbdev.results import read_results
 from fashion_nbdev.tracking import EXPERIMENT, Record, fashion_track
 
 NAME, PASSWORD = 'admin', 'correct-horse-battery'
-SETTINGS = ('train.epochs=6', 'train.batch_size=32', 'train.lr=0.1', 'data.samples=true', 'model.arch=simple_cnn', 'augment.cutout=9')
+SETTINGS = ('train.epochs=6', 'train.batch_size=32', 'train.lr=0.1', 'data.samples=true', 'model.arch=simple_cnn', 'augment.cutout=9', 'train.teachers=[]', 'train.distill=0', 'train.label_smoothing=0.1')
 
 
 def free_port() -> int:
@@ -100,7 +100,7 @@ def train(tmp_path, monkeypatch, capsys):
 @contextmanager
 def training(folder: Path, *settings: str, env: dict = {}, resume: bool = False):
     "The same in a process of its own"
-    (folder/'train.py').write_text('from fashion_nbdev.improvements import fashion_train; fashion_train()')
+    (folder/'train.py').write_text('import signal; from fashion_nbdev.improvements import fashion_train; signal.signal(signal.SIGINT, signal.default_int_handler); fashion_train()')
     command = [sys.executable, str(folder/'train.py'), *['--resume']*resume, *arguments('one', *settings)]
     process = subprocess.Popen(command, cwd=folder, env=clean_env(PYTHONPATH=str(ROOT), **env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try: yield process
@@ -168,10 +168,11 @@ def test_server_killed_in_the_middle_and_back_later(server, env, tmp_path):
     assert run.info.status == 'FINISHED' and 'model' in paths(client, run)
 
 
-def test_interrupted_training_is_killed_then_resumed_while_the_server_hangs(server, env, tmp_path, capsys):
+@pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_is_killed_then_resumed_while_the_server_hangs(server, env, tmp_path, capsys, sent):
     with training(tmp_path, 'train.epochs=30', env=env) as process:
         wait_for(process, 'epoch 3/30')
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(sent)
         assert 'interrupted' in ended(process, 130)
     client, first = recorded(tmp_path)
     assert first.info.status == 'KILLED' and 'model' not in paths(client, first)
