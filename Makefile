@@ -68,8 +68,8 @@ sla: env ## measure the promises of the service under load, and repeat its tests
 
 bench: env ## measure the models, other runtimes, the service, others beside it and what our code adds; results/ and the README (an hour and a half, nothing else running)
 	env OMP_NUM_THREADS=1 $(BIN)/fashion_benchmark --model clothing
-	env OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro --force --single-item benchmark@fashion_mnist
-	$(BIN)/fashion_runtimes --model fashion_mnist
+	for model in fashion_mnist fashion_mnist_small; do run=runs/$$model/pipeline; env OMP_NUM_THREADS=1 $(BIN)/fashion_benchmark --model $$model $$([ ! -f $$run/model_fp32.onnx ] || echo --compare $$run/model_fp32.onnx) || exit 1; done
+	$(BIN)/fashion_runtimes --model fashion_mnist $(if $(wildcard runs/fashion_mnist/pipeline/best_model),--run runs/fashion_mnist/pipeline)
 	for name in 08a_load 08d_limits; do $(quiet) $(BIN)/python scripts/notebooks.py $$name --flags slow || exit 1; done
 	for model in clothing fashion_mnist; do env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model $$model --soaked 100000 || exit 1; done
 	env OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guard.py

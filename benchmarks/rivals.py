@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 from fastcore.script import call_parse
 
-from fashion_nbdev.benchmark import free_port, last_line
+from fashion_nbdev.benchmark import command_line, free_port, last_line
 from fashion_nbdev.core import model_path
 from fashion_nbdev.load import closed_loop, http_request, open_loop, pictures, summary
 from fashion_nbdev.results import conditions, write_results
@@ -177,4 +177,4 @@ def main(
     "Measure the service beside LitServe, BentoML, Ray Serve and MLServer"
     names = ['fashion_serve', *(n for n in SERVICES if n != 'fashion_serve' and (not only or n in only.split(',')))]
     rows = [row for model in RATES for row in compare(names, model, rounds, seconds)]
-    print(f'  -> {write_results(out, rows, ["model", "service"], **conditions("python benchmarks/rivals.py" + f" --rounds {rounds} --seconds {seconds:g}", n_runs=rounds))}')
+    print(f'  -> {write_results(out, rows, ["model", "service"], **conditions(command_line("python benchmarks/rivals.py", rounds=rounds, seconds=f"{seconds:g}", only=only), n_runs=rounds))}')

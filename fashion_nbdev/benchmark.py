@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['last_line', 'measure_cold_start', 'free_port', 'serve_command', 'measure_service', 'benchmark', 'describe',
-           'report_sla', 'fashion_benchmark']
+           'report_sla', 'command_line', 'fashion_benchmark']
 
 # %% ../nbs/08_benchmark.ipynb #cell-3
 import http.client, json, os, shutil, socket, subprocess, sys, tempfile, time
@@ -206,7 +206,10 @@ def report_sla(
     return all(r['kept'] is not False for r in rows)
 
 # %% ../nbs/08_benchmark.ipynb #cell-31
-def _command_line(name: str, **args) -> str:
+def command_line(
+    name: str, # of the command
+    **args, # as they were given; those that are empty, off or None are left out
+) -> str:
     "The command as it can be typed again"
     return ' '.join([name] + [f'--{k}' if v is True else f'--{k} {v}' for k, v in args.items() if v not in ('', False, None)])
 
@@ -229,7 +232,7 @@ def fashion_benchmark(
         return
     if runs < 1: raise BenchmarkError(f'--runs is {runs}, but must be at least 1')
     if image and not Path(image).is_file(): raise BenchmarkError(f'--image {image}: no such file')
-    line = _command_line('fashion_benchmark', model=model, compare=compare, image=image, runs=runs, threads=threads, provider=provider, no_service=no_service)
+    line = command_line('fashion_benchmark', model=model, compare=compare, image=image, runs=runs, threads=threads, provider=provider, no_service=no_service)
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else None
     result = benchmark(model, compare, runs, image, threads, provider, not no_service, say=lambda text: text and print(text, flush=True))
     path = write_results(Path(out)/f'benchmark_{model_path(model).stem}.json', result, **conditions(line, n_runs=runs, load_average=load))

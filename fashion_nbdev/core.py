@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'FashionError', 'ConfigError', 'Label', 'lookup', 'labels_of', 'check_target', 'write_beside', 'repo_root',
-           'cache_dir', 'models_dirs', 'model_path', 'set_seed', 'command']
+           'cache_dir', 'models_dirs', 'model_path', 'usable_cores', 'set_seed', 'command']
 
 # %% ../nbs/00_core.ipynb #cell-3
-import os, random, signal, sys, tempfile
+import math, os, random, signal, sys, tempfile
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -167,6 +167,14 @@ def model_path(
     found = {p.stem: p for d in reversed(models_dirs()) for p in sorted(d.glob('[!.]*.onnx'))}
     if str(name) in found: return found[str(name)]
     raise ConfigError(f'no model {str(name)!r}: give the path of an .onnx file or one of {", ".join(found) or "(none found)"}')
+
+# %% ../nbs/00_core.ipynb #87e74777
+def usable_cores() -> int: # at least 1
+    "Cores that this process may use: its affinity, and the quota of its control group"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    try: quota, period = Path('/sys/fs/cgroup/cpu.max').read_text(encoding='ascii').split()
+    except (OSError, ValueError): return cores
+    return cores if quota == 'max' else max(1, min(cores, math.ceil(int(quota)/int(period))))
 
 # %% ../nbs/00_core.ipynb #cell-32
 def set_seed(

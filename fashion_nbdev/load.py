@@ -90,10 +90,11 @@ class _Pool:
 
 async def _one(pool: _Pool, request: bytes, begun: float, due: float, timeout: float, run: Run):
     clock = asyncio.get_running_loop().time
-    lag = clock() - begun - due
+    started = clock()
+    lag = started - begun - due
     try: connection = await pool.take(timeout)
     except OSError as e: return run.note(due, lag, clock() - begun - due, e) # TimeoutError is one
-    outcome = await connection.ask(request, timeout + begun + due + lag - clock())
+    outcome = await connection.ask(request, timeout - (clock() - started))
     pool.give(connection, outcome)
     run.note(due, lag, clock() - begun - due, outcome)
 

@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as ort
 from fastcore.script import Param
 
-from .core import FashionError, command, model_path
+from .core import FashionError, command, model_path, usable_cores
 from .image import ImageError, ImageLimits, read_image, resize_image
 from .model_file import ModelError, ModelInfo, pack_model, read_model, unpack_model
 from .tables import printable, progress, write_table
@@ -304,9 +304,6 @@ def _table_writer(lang: str) -> Iterator[Callable]:
     yield write
 
 # %% ../nbs/06_predict.ipynb #cell-49
-def _cores() -> int: # that this process may use
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
 def predict_files(
     inputs: list, # files, folders and patterns
     predictor: Predictor, # a loaded model
@@ -321,7 +318,7 @@ def predict_files(
     writer = write_table(out, _columns(top_k)) if out else _table_writer(lang)
     total = sum(1 for _ in find_images(inputs))
     if not total: raise FashionError(f'no images ({" ".join(IMAGE_SUFFIXES)}) in {", ".join(map(str, inputs))}')
-    failed, workers = 0, workers or max(1, _cores() // predictor.threads)
+    failed, workers = 0, workers or max(1, usable_cores() // predictor.threads)
     with writer as write:
         results = predictor.stream(find_images(inputs), top_k, lang, batch_size, workers)
         for r in progress(results, total, show=bool(out) and sys.stderr.isatty()):

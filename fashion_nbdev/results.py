@@ -6,7 +6,7 @@
 __all__ = ['ResultsError', 'conditions', 'read_results', 'write_results']
 
 # %% ../nbs/02a_results.ipynb #cell-3
-import csv, json, math, os, platform, re, shlex, subprocess
+import csv, json, math, platform, re, shlex, subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .core import FashionError, repo_root, write_beside
+from .core import FashionError, repo_root, usable_cores, write_beside
 
 # %% ../nbs/02a_results.ipynb #cell-5
 class ResultsError(FashionError):
@@ -76,9 +76,8 @@ def conditions(
     cpu, features = _cpu()
     try: system = platform.freedesktop_os_release()['PRETTY_NAME']
     except (OSError, KeyError): system = f'{platform.system()} {platform.release()}'
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return dict(date=datetime.now(UTC).isoformat(timespec='seconds'), command=command and _no_folders(command), n_runs=n_runs,
-                commit=_git_commit(), cpu=cpu, features=features, cores=cores, system=f'{system}, {platform.machine()}',
+                commit=_git_commit(), cpu=cpu, features=features, cores=usable_cores(), system=f'{system}, {platform.machine()}',
                 python=platform.python_version(), versions=_versions(), **extra)
 
 # %% ../nbs/02a_results.ipynb #cell-16

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .benchmark import command_line
 from .core import ConfigError, command, model_path
 from .predict import Predictor
 from .results import conditions, write_results
@@ -101,7 +102,7 @@ def fashion_runtimes(
             images = np.random.default_rng(42).integers(0, 256, (n, info.height, info.width, info.channels), dtype=np.uint8)
             rows += [dict(model=info.name, version=info.version, threads=n_threads) | row for row in race(candidates, images, rounds)]
             print('\n'.join('{threads} threads, {batch_size:2} pictures, {runtime:24} {ms:8.2f} ms, {slower:.2f} times as long as the first ({slower_low:.2f} to {slower_high:.2f})'.format(**r) for r in rows[-len(candidates):]), flush=True)
-    line = f'fashion_runtimes --model {model}' + f' --run {run}'*bool(run) + f' --rounds {rounds}'*(rounds != 15)
+    line = command_line('fashion_runtimes', model=model, run=run, batch_sizes=batch_sizes, threads=threads, rounds=rounds)
     print(f'  -> {write_results(Path(out)/"runtimes.csv", rows, ["model", "threads", "batch_size", "runtime"], **conditions(line, n_runs=rounds))}')
 
 def _numbers(name: str, text: str) -> list[int]:

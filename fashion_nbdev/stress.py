@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import ConfigError, command, model_path
+from .benchmark import command_line
+from .core import ConfigError, command, model_path, usable_cores
 from .load import closed_loop, http_request, measured, null_server, open_loop, pictures, running_service, summary, usage
-from .predict import Predictor, _cores
+from .predict import Predictor
 from .results import conditions, write_results
 from .sla import AIMED, RATES, sla_rows, sla_table
 from .timing import spread
@@ -66,7 +67,7 @@ def in_process(
         for i, picture in enumerate(data): (Path(folder)/f'{i:04}').write_bytes(picture)
         call = f'_classify_for({str(model_path(model))!r}, {folder!r}, {seconds})'
         with ExitStack() as running:
-            children = [running.enter_context(_elsewhere(call)) for _ in range(processes or _cores())]
+            children = [running.enter_context(_elsewhere(call)) for _ in range(processes or usable_cores())]
             return sum(float(child.communicate()[0]) for child in children)
 
 def limit(
@@ -190,7 +191,7 @@ def fashion_load(
         for name, value, words in _parts(address, model, data, rate, seconds, soaked, no_overload, here=not url):
             found[name] = value
             print(words, flush=True)
-    line = f'fashion_load --model {model}' + f' --soaked {soaked}'*bool(soaked) + f' --rate {rate:g}'*(rate != promised) + f' --seconds {seconds:g}'*(seconds != 30) + f' --folder {folder}'*bool(folder)
+    line = command_line('fashion_load', model=model, rate=f'{rate:g}', seconds=f'{seconds:g}', soaked=soaked, folder=folder, no_overload=no_overload)
     print(f'  -> {write_results(Path(out)/f"load_{model}.json", found, **conditions(line, n_runs=found["steady"]["n"]))}')
     if model in RATES: print(sla_table([r for r in sla_rows(model, out, found['version']) if r['source'].startswith('load')]))
     return found

@@ -19,6 +19,7 @@ from fastcore.script import call_parse
 from torch import nn
 from torch.nn.functional import leaky_relu
 
+from fashion_nbdev.benchmark import command_line
 from fashion_nbdev.config import load_config
 from fashion_nbdev.results import conditions, write_results
 
@@ -128,4 +129,4 @@ def main(
     ratio = course['minutes']/own['minutes'] if course['minutes'] and own['minutes'] else None
     rows = [course | dict(target=target, ours_is_faster=None), own | dict(target=target, ours_is_faster=ratio)]
     print(f'to {target:.0%}: course {course["minutes"]}, ours {own["minutes"]} minutes')
-    print(f'  -> {write_results(out, rows, **conditions(f"python benchmarks/course/course.py --ours {ours} --target {target:g}", n_runs=1))}')
+    print(f'  -> {write_results(out, rows, **conditions(command_line("python benchmarks/course/course.py", ours=ours, target=f"{target:g}", change=change), n_runs=1))}')

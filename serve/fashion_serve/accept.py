@@ -29,7 +29,7 @@ def most_connections() -> int:
     "As many as a worker can take on; raises the limit of open files as far as it may"
     _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
-    return MOST if allowed == resource.RLIM_INFINITY else min(MOST, allowed - OTHER_FILES)
+    return MOST if allowed == resource.RLIM_INFINITY else max(1, min(MOST, allowed - OTHER_FILES))
 
 
 class Acceptor:

@@ -1,22 +1,11 @@
 "What can be set: arguments of `fashion_serve`, or environment variables such as FASHION_PORT"
-import math
-import os
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from fashion_nbdev.core import ConfigError
+from fashion_nbdev.core import ConfigError, usable_cores
 from fashion_nbdev.formats import ImageLimits
-
-
-def usable_cores() -> int:
-    "Cores that this process may use: its affinity, and the quota of its control group"
-    try: cores = len(os.sched_getaffinity(0))
-    except AttributeError: cores = os.cpu_count() or 1 # not Linux
-    try: quota, period = Path('/sys/fs/cgroup/cpu.max').read_text(encoding='ascii').split()
-    except (OSError, ValueError): return cores
-    return cores if quota == 'max' else max(1, min(cores, math.ceil(int(quota) / int(period))))
 
 
 class Settings(BaseSettings):

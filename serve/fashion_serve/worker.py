@@ -17,7 +17,7 @@ from fashion_serve.accept import BUSY, Acceptor, knock_unheard
 from fashion_serve.board import Board, Note
 from fashion_serve.settings import Settings
 
-TURN = .0005 # seconds after which a thread that has a picture to work on gets its turn: under a flood the event loop never leaves it one
+SWITCH = .0005 # seconds after which a thread that has a picture to work on gets its turn: under a flood the event loop never leaves it one
 HUNG = 75 # exit code of a process that noticed it was stuck
 LOOKS = 16 # connections that are looked at to find one that can go
 DRAIN = .5 # seconds between 'not ready' and the end of listening: long enough for a balancer that looks, too short to be missed
@@ -50,7 +50,7 @@ class Worker(uvicorn.Server):
     config: ServeConfig
 
     def run(self, sockets=None):
-        sys.setswitchinterval(TURN)
+        sys.setswitchinterval(SWITCH)
         super().run(sockets)
         if self.config.engine.error: sys.exit(STARTUP_FAILURE) # it would not start the next time either
 
