@@ -61,8 +61,7 @@ audit: env ## ask pip-audit for known vulnerabilities in what is pinned
 	$(BIN)/python scripts/audit.py
 
 sla: env ## measure the promises of the service under load, and repeat its tests as often as its goals say (half an hour)
-	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model clothing --soaked 100000
-	env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model fashion_mnist --soaked 100000
+	for model in clothing fashion_mnist fashion_mnist_small; do env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model $$model --soaked 100000 || exit 1; done
 	env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --long serve/tests
 	$(BIN)/fashion_benchmark --sla
 
@@ -71,7 +70,7 @@ bench: env ## measure the models, other runtimes, the service, others beside it 
 	for model in fashion_mnist fashion_mnist_small; do run=runs/$$model/pipeline; env OMP_NUM_THREADS=1 $(BIN)/fashion_benchmark --model $$model $$([ ! -f $$run/model_fp32.onnx ] || echo --compare $$run/model_fp32.onnx) || exit 1; done
 	$(BIN)/fashion_runtimes --model fashion_mnist $(if $(wildcard runs/fashion_mnist/pipeline/best_model),--run runs/fashion_mnist/pipeline)
 	for name in 08a_load 08d_limits; do $(quiet) $(BIN)/python scripts/notebooks.py $$name --flags slow || exit 1; done
-	for model in clothing fashion_mnist; do env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model $$model --soaked 100000 || exit 1; done
+	for model in clothing fashion_mnist fashion_mnist_small; do env OMP_NUM_THREADS=1 $(BIN)/fashion_load --model $$model --soaked 100000 || exit 1; done
 	env OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guard.py
 	env OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rivals.py
 	kept=0; $(BIN)/fashion_benchmark --sla || kept=$$?; \

@@ -104,7 +104,7 @@ async def models(engine: EngineDep) -> s.ModelList:
     limits = engine.settings.limits
     return s.ModelList(
         default=engine.registry.default, models=[describe(model, engine.registry.default) for model in engine.registry.models.values()],
-        limits=s.LimitsOut(max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, max_side=limits.max_side))
+        limits=s.LimitsOut(max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, max_webp_pixels=limits.max_webp_pixels, max_side=limits.max_side))
 
 
 @v1.get('/models/{name}', summary='One model', tags=['models'], responses=problems('unknown_model'))

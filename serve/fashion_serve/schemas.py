@@ -83,6 +83,7 @@ class LimitsOut(BaseModel):
     "The largest picture that is taken"
     max_bytes: int
     max_pixels: int
+    max_webp_pixels: int
     max_side: int
 
 

@@ -15,7 +15,7 @@ def test_list(client):
     body = client.get('/v1/models').json()
     assert body['default'] == 'fashion_mnist' and [m['name'] for m in body['models']] == ['clothing', 'fashion_mnist']
     limits = ImageLimits()
-    assert body['limits'] == dict(max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, max_side=limits.max_side)
+    assert body['limits'] == dict(max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, max_webp_pixels=limits.max_webp_pixels, max_side=limits.max_side)
 
 
 def test_one(client):

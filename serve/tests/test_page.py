@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fashion_nbdev.core import LABELS, write_beside
+from fashion_nbdev.image import ImageError, ImageLimits, image_header
 
 webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed: make env')
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -168,11 +169,11 @@ def test_errors_are_shown_and_forgotten(page, tmp_path, png):
     assert [e for e in page.driver.get_log('browser') if '415' not in e['message']] == [] # Chromium itself logs the 415
 
 
-def test_too_large_is_made_smaller(page, tmp_path, png):
-    big = png(2600, 1900, format='BMP')
-    assert len(big) > 10_000_000
-    (tmp_path / 'big.bmp').write_bytes(big)
-    page.open().one('#file').send_keys(str(tmp_path / 'big.bmp'))
+@pytest.mark.parametrize('kind, width, height', [('BMP', 2600, 1900), ('WEBP', 4500, 3600)]) # too many bytes; too many pixels for a WebP
+def test_too_large_is_made_smaller(page, tmp_path, png, kind, width, height):
+    (big := tmp_path / f'big.{kind.lower()}').write_bytes(png(width, height, format=kind, quality=1, method=0))
+    with pytest.raises(ImageError): image_header(big.read_bytes(), ImageLimits())
+    page.open().one('#file').send_keys(str(big))
     page.wait_answer()
     page.check_quiet()
 

@@ -6,7 +6,7 @@ const $ = id => document.getElementById(id);
 const state = {
   lang: 'en',
   models: new Map(), // name -> as /v1/models describes it
-  limits: { max_bytes: 10_000_000, max_pixels: 25_000_000, max_side: 12_000 },
+  limits: { max_bytes: 10_000_000, max_pixels: 25_000_000, max_webp_pixels: 16_000_000, max_side: 12_000 },
   chosen: null, // the model the visitor wants for pictures of their own
   picture: null, // { blob, sample } on show
   answer: null, // the last prediction
@@ -80,11 +80,12 @@ function useModel(name) {
 const bitmap = blob => createImageBitmap(blob, { imageOrientation: 'from-image' });
 
 async function smallEnough(blob) { // only what is over the server's limits is made smaller here
-  const { max_bytes, max_pixels, max_side } = state.limits;
+  const { max_bytes, max_pixels, max_webp_pixels, max_side } = state.limits;
+  const most = await blob.slice(8, 12).text() === 'WEBP' ? Math.min(max_pixels, max_webp_pixels) : max_pixels;
   let image;
   try { image = await bitmap(blob); } catch { return { blob }; } // the server says what is wrong with it
   const { width, height } = image;
-  if (blob.size <= max_bytes && width * height <= max_pixels && Math.max(width, height) <= max_side) return { blob, image };
+  if (blob.size <= max_bytes && width * height <= most && Math.max(width, height) <= max_side) return { blob, image };
   const scale = Math.min(1, 2048 / Math.max(width, height));
   const canvas = Object.assign(document.createElement('canvas'), { width: Math.max(1, width * scale), height: Math.max(1, height * scale) });
   const paint = canvas.getContext('2d');
