@@ -39,6 +39,8 @@ TARGETS = [
     Target('p95 of the responses', 'ms', 300, 'load', _steady('p95_ms'), aims=dict(clothing=100)),
     Target('p99 at 1,500/s', 'ms', None, 'load', lambda r: r['aimed']['p99_ms'], aims=dict(fashion_mnist=30, fashion_mnist_small=30)),
     Target('requests it can answer', '/s', 100, 'load', lambda r: r['overload']['capacity_per_s'], least=True, aims=dict(fashion_mnist=1500, fashion_mnist_small=1500)),
+    Target('of that, at 3 times as much', '%', None, 'load', lambda r: 100*r['apart']['goodput'], least=True, aims=dict.fromkeys(RATES, 90)),
+    Target('p95 at 3 times as much', 'ms', None, 'load', lambda r: r['apart']['p95_ms'], aims=dict.fromkeys(RATES, 300)),
     Target('failed', '%', 1, 'load', _steady('failed', 100)),
     Target('refused', '%', 1, 'load', _steady('shed', 100)),
     Target('memory of the service', 'MB', 2000, 'load', _steady('service_mb'), aims=dict.fromkeys(RATES, 400)),
