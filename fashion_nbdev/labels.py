@@ -131,7 +131,7 @@ def label_report(
 # %% ../nbs/05g_labels.ipynb #cell-21
 @command
 def fashion_labels(
-    config: str = 'configs/fashion_mnist_teacher.yaml', # the experiment that the folds are trained with; a teacher would have seen the fold that is left out
+    config: str = 'configs/fashion_mnist.yaml', # the experiment that the folds are trained with, without teachers: they would have seen the fold that is left out
     folds: int = 5, # parts into which the training images are divided
     set: Param('settings that win over the file, such as train.epochs=10', str, nargs='+') = (),
     out: str = '', # results file; results/labels_CONFIG.json if not given
