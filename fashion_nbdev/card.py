@@ -124,6 +124,7 @@ def _facts(m: Measured) -> str:
     rows = [('File', f'{i.name}.onnx, {m.n_bytes/1e6:.2f} MB, version {i.version}'), ('Input', f'{"RGB" if i.channels == 3 else "grey"}, {i.height}x{i.width} pixels, uint8; normalisation is in the file'),
             ('Pictures are brought there by', f'`{i.resize}`' + f', {i.crop_pct:g} of the short side'*(i.resize == 'crop')), ('Classes', ', '.join(f'{l.en} (`{l.key}`)' for l in i.labels)),
             ('Numbers', f'{kept}: activations and weights in 8 bits' if '8' in kept else kept), ('Softmax temperature', f'{i.temperature:g}'),
+            *[('Added to the logits', ', '.join(f'{l.en} {b:+.2f}' for l, b in zip(i.labels, o))) for o in [i.metrics.get('offsets')] if o],
             ('Weights', i.licences.get('weights', 'not said')), ('Data', i.licences.get('data', 'not said')), ('Made by', f'`{i.command}`, commit {i.commit}, {i.created[:10]}')]
     return table(['', ''], rows)
 

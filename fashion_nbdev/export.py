@@ -9,7 +9,8 @@ __all__ = ['data_info', 'weights_licence', 'ExportReport', 'export_model', 'find
 
 # %% ../nbs/07_export.ipynb #cell-5
 import json, shlex
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from fastcore.script import Param
 from torch import nn
 
 from .audit import without
-from .config import Config, DataConfig, load_config
+from .config import Config, DataConfig, ExportConfig, load_config
 from .core import ConfigError, FashionError, check_target, command, labels_of, lookup, write_beside
 from .data import DATASETS, Split, data_hash, input_rule, load_dataset, photo_splits, take
 from .evaluate import main_scores, mcnemar, score, summary, wilson_interval
@@ -27,6 +28,7 @@ from .improvements import load_splits # its import registers the project's netwo
 from .mirror import with_mirror
 from .model_file import ModelInfo, pack_model, read_model
 from .networks import LITE_WEIGHTS, load_model
+from .offsets import useful_offsets, with_offsets
 from .photos import Photo, decode_photos
 from .predict import Predictor
 from .quantize import LATENCY_RUNS, ServedModel, Variant, as_predictor, batch_of, choose_variant, export_onnx, fit_temperature, make_variants
@@ -81,10 +83,14 @@ class ExportReport:
     scores: dict # scores of the shipped variant on the test split
     variants: list[Variant] # all that were measured, FP32 first
     split: str = 'test' # what reports: 'valid' where there is no test split
+    offsets: dict = field(default_factory=dict) # what was found about them, if the experiment asks for them; with the key 'offsets' they are in the graph
 
     def __str__(self) -> str:
         chosen = next(v for v in self.variants if v.name == self.variant)
         kept = '' if self.variant != 'fp32' else '\nINT8 lost more than allowed on the validation split, so FP32 was kept'
+        if (o := self.offsets) and 'lowest' in o:
+            kept += (f'\noffsets of the classes {"" if "offsets" in o else "not "}kept: lowest precision or recall {o["lowest_without"]:.2%} -> {o["lowest"]:.2%}, '
+                     f'accuracy {o["accuracy_without"]:.2%} -> {o["accuracy"]:.2%} (validation, cross-fitted)')
         return (f'{variants_table(self.variants, chosen)}{kept}\ntorch and ONNX differ by at most {self.torch_gap:.1e}; temperature {self.temperature:g}\n'
                 f'{self.split}, fp32: {summary(self.fp32)}\n{self.split}, {self.variant}: {summary(self.scores)}; same answer as fp32 {self.agreement:.2%}\n'
                 f'{self.path} {self.path.stat().st_size:,} bytes, version {self.version}')
@@ -116,6 +122,16 @@ def _origin(cfg: Config, test: Split, command: str) -> dict:
                 licences=dict(data=DATASETS[cfg.data.dataset].licence, weights=weights_licence(cfg)))
 
 # %% ../nbs/07_export.ipynb #cell-21
+def _finish(fp32: bytes, info: ModelInfo, wanted: ExportConfig, valid: Split) -> tuple[Callable[[bytes], bytes], dict]:
+    "What is done to each graph, and what was found about offsets"
+    looks = with_mirror if wanted.mirror else bytes
+    if not wanted.offsets: return looks, {}
+    logits = predict_logits(as_predictor(looks(fp32), info), valid.images)
+    offsets, found = useful_offsets(logits, valid.labels, fit_temperature(logits, valid.labels), wanted.max_loss)
+    if offsets is None: return looks, found
+    return lambda graph: with_offsets(looks(graph), offsets), found | dict(offsets=[round(float(b), 4) for b in offsets])
+
+# %% ../nbs/07_export.ipynb #cell-22
 def export_model(
     net: nn.Module, # trained, with `pretrained_cfg` as `load_model` gives
     cfg: Config, # its experiment
@@ -133,21 +149,22 @@ def export_model(
     gap = torch_gap(served, as_predictor(fp32, info), splits['valid'].images[:batch_of(info.height, info.width, 64)])
     if not gap <= 1e-3: raise FashionError(f'torch and ONNX differ by {gap:.2g} in a logit, at most 0.001 is allowed: nothing was written')
     images = take(splits['train'], min(cfg.export.calibration_images, len(splits['train'].labels)), cfg.seed).images
-    variants = make_variants(fp32, info, splits['valid'], images, with_mirror if cfg.export.mirror else bytes)
-    return _ship(variants, info, cfg, splits, Path(out), Path(fp32_out), gap)
+    finish, offsets = _finish(fp32, info, cfg.export, splits['valid'])
+    return _ship(make_variants(fp32, info, splits['valid'], images, finish), info, cfg, splits, Path(out), Path(fp32_out), gap, offsets)
 
-def _ship(variants: list[Variant], info: ModelInfo, cfg: Config, splits: dict, out: Path, fp32_out: Path, gap: float) -> ExportReport:
+def _ship(variants: list[Variant], info: ModelInfo, cfg: Config, splits: dict, out: Path, fp32_out: Path, gap: float, offsets: dict) -> ExportReport:
     "Read the test split, write both files and the report"
     chosen = choose_variant(variants, cfg.export.max_loss)
     (logits32, fp32), (logits, scores) = (_test_scores(v, info, splits) for v in (variants[0], chosen))
     agreement, split = float((logits.argmax(1) == logits32.argmax(1)).mean()), _held_out(splits)
     _write(fp32_out, pack_model(variants[0].data, with_golden(_describe(info, cfg, variants[0], fp32, split), as_predictor(variants[0].data, info))))
-    described = _describe(info, cfg, chosen, scores, split, fp32_accuracy=round(fp32['accuracy'], 6), fp32_agreement=round(agreement, 6))
+    more = dict(fp32_accuracy=round(fp32['accuracy'], 6), fp32_agreement=round(agreement, 6)) | {k: v for k, v in offsets.items() if k == 'offsets'}
+    described = _describe(info, cfg, chosen, scores, split, **more)
     packed = pack_model(chosen.data, with_golden(described, as_predictor(chosen.data, info)))
     _write(out, packed)
-    return ExportReport(out, Predictor(packed).info.version, chosen.name, scores['temperature'], gap, agreement, fp32, scores, variants, split)
+    return ExportReport(out, Predictor(packed).info.version, chosen.name, scores['temperature'], gap, agreement, fp32, scores, variants, split, offsets)
 
-# %% ../nbs/07_export.ipynb #cell-22
+# %% ../nbs/07_export.ipynb #13d0cec6
 def find_run(
     runs: str | Path, # folder of all runs
     name: str, # of the experiment
@@ -162,7 +179,7 @@ def _result_rows(report: ExportReport, cfg: Config) -> list[dict]:
     test = {'fp32': report.fp32, report.variant: report.scores}
     extra = lambda v: dict(test_accuracy=s['accuracy'], test_accuracy_ci95=s['accuracy_ci95'], test_top_3=s['top_3']) if report.split == 'test' and (s := test.get(v.name)) else {}
     return [dict(model=cfg.name, shipped=v.name == report.variant) | v.row | extra(v) |
-            dict(test_agreement=report.agreement if v.name == report.variant else None, torch_gap=report.torch_gap) for v in report.variants]
+            dict(test_agreement=report.agreement if v.name == report.variant else None, torch_gap=report.torch_gap) | (dict(offsets=report.offsets) if report.offsets else {}) for v in report.variants]
 
 # %% ../nbs/07_export.ipynb #cell-23
 def _record_training(folder: Path, cfg: Config, beside: Path):
