@@ -284,7 +284,7 @@ def fashion_audit(
     if not config: cfg.data.dataset, cfg.data.archive = dataset, archive
     out = check_target(out or f'results/audit_{cfg.name}.json', '.json')
     if figure: check_target(figure, '.png')
-    report = audit(photo_splits(cfg.data, cfg.seed), max_distance)
+    report = audit(photo_splits(cfg.data), max_distance)
     line = 'fashion_audit' + f' --config {config}'*bool(config) + f' --dataset {dataset}'*(not config) + f' --archive {shlex.quote(archive)}'*bool(archive)
     line += f' --max_distance {max_distance}'*(max_distance != MAX_DISTANCE)
     write_results(out, dict(dataset=cfg.data.dataset, **report), **conditions(line))

@@ -205,6 +205,7 @@ class Checkpoint(Callback):
         self.history, self.best, self.last, self.learn.first_epoch = state['history'], state['best'], state['last'], state['epoch']
         self.smooth, self.begun = state['smooth'], state['begun'] # where and when the run began stays true
         self.model.load_state_dict(state['model'])
+        self.model.to(self.dls.device) # before there is an optimiser, whose memory goes where the weights are
         self.learn.create_opt()
         self.opt.load_state_dict(state['opt'])
         for name, cb in self._memories().items(): cb.load_state_dict(state['memories'][name])

@@ -70,9 +70,9 @@ class Measured:
     speed: dict # the row of benchmark_NAME.json
     config: dict # the settings it was trained with; empty if they are not recorded
 
-def _same_version(rows: list[dict], file: Path, info: ModelInfo) -> list[dict]:
+def _same_version(rows: list[dict], file: Path, info: ModelInfo, unsaid: str | None = None) -> list[dict]:
     for r in rows:
-        if r.get('version') != info.version:
+        if r.get('version', unsaid) != info.version:
             raise FashionError(f'{file.name} was measured of version {r.get("version")}, but {info.name}.onnx is version {info.version}: measure it again')
     return rows
 
@@ -88,14 +88,14 @@ def read_measured(
 ) -> Measured: # raises `FashionError` when its evaluation is missing or is that of another version
     "Everything a card is made of"
     data, info = read_model(model)
-    def rows(kind, check=True):
+    def rows(kind, unsaid=None):
         path = Path(results)/f'{kind}_{info.name}.json'
         found = read_results(path) if path.is_file() else []
-        return _same_version(found, path, info) if check else found
+        return _same_version(found, path, info, unsaid)
     if not (scores := rows('evaluate')): raise FashionError(f'no evaluate_{info.name}.json in {results}: run fashion_evaluate --model {info.name} first')
     first = lambda found: found[0] if found else {}
-    train = first(rows('train', check=False)) # of the run, which has no version yet
-    return Measured(info, len(data), scores[0], rows('export', check=False), train, rows('shifts'), first(rows('benchmark')), _config_of(train, info.name, Path(configs)))
+    train = first(rows('train', info.version)) # records of the first exports do not say which file they made
+    return Measured(info, len(data), scores[0], rows('export', info.version), train, rows('shifts'), first(rows('benchmark')), _config_of(train, info.name, Path(configs)))
 
 # %% ../nbs/07b_card.ipynb #cell-16
 def percent(
@@ -235,8 +235,8 @@ def front_matter(
 ) -> str: # YAML
     "What the Hugging Face hub reads"
     dataset = m.scores['dataset']
-    own = m.info.licences.get('weights', '').startswith('Apache-2.0')
-    return ModelCardData(language=['en', 'ru'], license='apache-2.0' if own else 'other', library_name='onnx', pipeline_tag='image-classification',
+    free = not re.search(r'\bnc\b|non-?commercial|research|licence as|unknown', ' '.join(m.info.licences.values()) or 'unknown', re.IGNORECASE)
+    return ModelCardData(language=['en', 'ru'], license='apache-2.0' if free else 'other', library_name='onnx', pipeline_tag='image-classification',
         tags=['fashion', 'image-classification', 'onnx', 'onnxruntime'] + ['int8']*('8' in m.info.metrics.get('precision', '')), datasets=[ABOUT[dataset].hub] if ABOUT[dataset].hub else None,
         metrics=['accuracy', 'f1'], base_model=_base_model(m.config), model_name=m.info.name, eval_results=_results(m, dataset)).to_yaml()
 

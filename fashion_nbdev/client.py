@@ -18,7 +18,7 @@ from fastcore.basics import chunked
 from PIL import Image
 
 from .core import FashionError
-from .image import IMAGE_ERRORS, ImageError, ImageLimits, decode_image, image_header
+from .image import IMAGE_ERRORS, ImageError, ImageLimits, check_picture, decode_image, image_header
 from .predict import Failure, Prediction, Score, Timing
 
 # %% ../nbs/09_client.ipynb #cell-6
@@ -37,11 +37,14 @@ def shrink(
 
 # %% ../nbs/09_client.ipynb #cell-8
 def _content(x: Any, max_side: int) -> bytes:
-    "The bytes to send for a picture in any form"
-    if isinstance(x, np.ndarray):
+    "The bytes to send for a picture in any form; raises `ImageError`"
+    if isinstance(x, str | os.PathLike):
+        try: x = Path(x).read_bytes()
+        except (OSError, ValueError) as e: raise ImageError('unreadable', f'{str(x)!r} cannot be read ({getattr(e, "strerror", None) or e})') from None
+    elif not isinstance(x, bytes | bytearray | memoryview):
+        check_picture(x)
         Image.fromarray(x.squeeze(2) if x.ndim == 3 and x.shape[2] == 1 else x).save(out := io.BytesIO(), 'PNG')
         x = out.getvalue()
-    elif isinstance(x, str | os.PathLike): x = Path(x).read_bytes()
     return shrink(bytes(x), max_side)
 
 # %% ../nbs/09_client.ipynb #cell-10
@@ -106,12 +109,12 @@ class _Asking:
         return _pause(attempt, None if failed else outcome)
 
     def _one(self, x, **query) -> dict:
-        return dict(method='POST', url='/v1/predict', params={k: v for k, v in query.items() if v}, content=_content(x, self.max_side))
+        return dict(method='POST', url='/v1/predict', params={k: v for k, v in query.items() if v != ''}, content=_content(x, self.max_side))
 
     def _many(self, xs, **query) -> tuple[list[bytes | Failure], dict]: # what becomes of each, and the request for those that are pictures
         ready = [_ready(x, self.max_side) for x in xs]
         files = [('file', (str(i), data)) for i, data in enumerate(ready) if not isinstance(data, Failure)]
-        return ready, dict(method='POST', url='/v1/predict/batch', params={k: v for k, v in query.items() if v}, files=files)
+        return ready, dict(method='POST', url='/v1/predict/batch', params={k: v for k, v in query.items() if v != ''}, files=files)
 
 def _ready(x: Any, max_side: int) -> bytes | Failure:
     try: return _content(x, max_side)

@@ -23,7 +23,7 @@ from .improvements import load_splits
 from .networks import load_model
 from .quantize import LATENCY_RUNS, ServedModel, as_predictor, export_onnx, median_latency, predict_logits, quantize_onnx
 from .results import conditions, read_results, write_results
-from .sweep import Sweep, load_sweep
+from .sweep import Sweep, has_ended, load_sweep
 
 # %% ../nbs/07c_compare.ipynb #cell-7
 def measure_run(
@@ -34,6 +34,7 @@ def measure_run(
     folder = Path(folder)
     cfg, net = load_config(folder/'config.yaml'), load_model(folder/'final_model').eval()
     splits, info = load_splits(replace(cfg, data=replace(cfg.data, train_size=0))), data_info(cfg)
+    if 'test' not in splits: raise ConfigError(f'{cfg.name}: its data have no test split to compare on: set aside one with data.test_size')
     fp32 = export_onnx(ServedModel(net, net.pretrained_cfg['mean'], net.pretrained_cfg['std']).eval(), info.height, info.width, info.channels)
     int8 = quantize_onnx(fp32, take(splits['train'], min(cfg.export.calibration_images, len(splits['train'].labels)), cfg.seed).images)
     plain, served, test = as_predictor(fp32, info), as_predictor(int8, info), splits['test']
@@ -75,8 +76,8 @@ def _served(folder: Path) -> dict:
 
 def _finished(sweep: Sweep, name: str, runs: str) -> list[Path]:
     "The folders of a row's runs, or none if one of them has not ended"
-    folders = [sweep.run(name, seed, runs)[0] for seed in sweep.seeds]
-    return folders if all((f/'metrics.json').is_file() for f in folders) else []
+    found = [sweep.run(name, seed, runs) for seed in sweep.seeds]
+    return [f for f, _, _ in found] if all(has_ended(f, load_config(config, changes)) for f, config, changes in found) else []
 
 @command
 def fashion_compare(

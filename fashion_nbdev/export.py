@@ -170,21 +170,24 @@ def find_run(
     name: str, # of the experiment
 ) -> Path: # the newest run that ended well; raises `ConfigError`
     "The run to export when none is named"
-    done = sorted(Path(runs).glob(f'{name}/*/best_model/config.json'), key=lambda p: p.stat().st_mtime)
-    if not done: raise ConfigError(f'no finished run of {name!r} under {Path(runs)}: train one with fashion_train, or name its folder')
-    return done[-1].parents[1]
+    done = [p.parents[1] for p in sorted(Path(runs).glob(f'{name}/*/best_model/config.json'), key=lambda p: p.stat().st_mtime) if _by_fashion_train(p.parents[1])]
+    if not done: raise ConfigError(f'no finished run of {name!r} by fashion_train under {Path(runs)}: train one, or name the folder of a run')
+    return done[-1]
+
+def _by_fashion_train(folder: Path) -> bool: # not a fold of an audit, a trial of a search or a row of a sweep, which know other images or have other settings
+    return (metrics := folder/'metrics.json').is_file() and (read_results(metrics)[0].get('command') or '').startswith('fashion_train')
 
 def _result_rows(report: ExportReport, cfg: Config) -> list[dict]:
     "One row for each variant"
     test = {'fp32': report.fp32, report.variant: report.scores}
     extra = lambda v: dict(test_accuracy=s['accuracy'], test_accuracy_ci95=s['accuracy_ci95'], test_top_3=s['top_3']) if report.split == 'test' and (s := test.get(v.name)) else {}
-    return [dict(model=cfg.name, shipped=v.name == report.variant) | v.row | extra(v) |
+    return [dict(model=cfg.name, version=report.version, shipped=v.name == report.variant) | v.row | extra(v) |
             dict(test_agreement=report.agreement if v.name == report.variant else None, torch_gap=report.torch_gap) | (dict(offsets=report.offsets) if report.offsets else {}) for v in report.variants]
 
 # %% ../nbs/07_export.ipynb #cell-23
-def _record_training(folder: Path, cfg: Config, beside: Path):
+def _record_training(folder: Path, cfg: Config, beside: Path, version: str):
     "Keep what the run reached, and with what settings, beside what its export measured"
-    if (metrics := folder/'metrics.json').is_file(): write_results(beside.with_name(f'train_{cfg.name}.json'), read_results(metrics)[0] | dict(config=asdict(cfg)))
+    if (metrics := folder/'metrics.json').is_file(): write_results(beside.with_name(f'train_{cfg.name}.json'), read_results(metrics)[0] | dict(version=version, config=asdict(cfg)))
 
 # %% ../nbs/07_export.ipynb #cell-24
 def _track_export(folder: Path, report: ExportReport):
@@ -219,7 +222,7 @@ def fashion_export(
     report = export_model(net, cfg, splits, int8_path, fp32_path, line)
     write_results(record, _result_rows(report, cfg), key=('model', 'variant'),
                   **conditions(line, latency_runs=LATENCY_RUNS, threads=1, data_hash=data_hash(splits[report.split])))
-    _record_training(folder, cfg, record)
+    _record_training(folder, cfg, record, report.version)
     _track_export(folder, report)
     print(report)
     return report
@@ -276,11 +279,10 @@ def data_for(
 def read_part(
     data: DataConfig, # from `data_for`
     split: str, # train, valid or test
-    seed: int = 42, # chooses what is set aside
 ) -> tuple[Split, list[Photo]]: # the images and, of photographs, where they come from; raises `ConfigError`, `DataError`
     "One split of a data set; of photographs, only this one is decoded"
-    if not DATASETS[data.dataset].photos: return lookup(load_dataset(data, seed=seed), split, 'split'), []
-    photos, index = lookup(photo_splits(data, seed), split, 'split'), {label.key: i for i, label in enumerate(labels_of(data))}
+    if not DATASETS[data.dataset].photos: return lookup(load_dataset(data), split, 'split'), []
+    photos, index = lookup(photo_splits(data), split, 'split'), {label.key: i for i, label in enumerate(labels_of(data))}
     height, width, _, resize, crop_pct = input_rule(data)
     return Split(decode_photos(photos, height, width, resize, crop_pct), np.array([index[p.label] for p in photos], np.int64)), photos
 
@@ -347,7 +349,8 @@ def fashion_evaluate(
     predictor, cfg = Predictor.load(model, threads=threads), load_config(config) if config else Config()
     info, name = predictor.info, find_dataset(predictor.info, dataset or (cfg.data.dataset if config else ''))
     data = data_for(info, name, cfg, archive=archive or None, samples=samples or None, verify=False if unverified else None, valid_size=valid_size)
-    part, photos = read_part(data, split, cfg.seed)
+    samples, unverified = data.samples, not data.verify # whoever says so, the command or the configuration
+    part, photos = read_part(data, split)
     logits, hash_ = predict_logits(predictor, part.images), data_hash(part)
     scores = score(logits, part.labels, info.labels, info.temperature)
     verdict, place = compare_with_file(scores, info, hash_), info.name if name == 'folder' else name

@@ -93,7 +93,8 @@ class InfoBatch(Callback):
     ): self.share, self.whole, self.losses = share, whole, None
 
     def before_fit(self):
-        if self.losses is None: self.losses = torch.full((len(self.dls.train.labels),), torch.inf, device=self.dls.train.device)
+        if self.losses is None: self.losses = torch.full((len(self.dls.train.labels),), torch.inf)
+        self.losses = self.losses.to(self.dls.train.device)
         self.each = nn.CrossEntropyLoss(self.loss_func.weight, reduction='none', label_smoothing=self.loss_func.label_smoothing)
 
     def before_epoch(self):

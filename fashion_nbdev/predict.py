@@ -22,7 +22,7 @@ import onnxruntime as ort
 from fastcore.script import Param
 
 from .core import FashionError, command, model_path, usable_cores
-from .image import ImageError, ImageLimits, read_image, resize_image
+from .image import ImageError, ImageLimits, check_picture, read_image, resize_image
 from .model_file import ModelError, ModelInfo, pack_model, read_model, unpack_model
 from .tables import printable, progress, write_table
 
@@ -106,9 +106,8 @@ def _to_channels(img: np.ndarray, channels: int) -> np.ndarray: # uint8 [h, w, 1
     return np.rint(img @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None] # ITU-R 601, as Pillow's
 
 def _prepare_array(img: np.ndarray, info: ModelInfo, limits: ImageLimits) -> np.ndarray:
+    check_picture(img)
     if img.ndim == 2: img = img[..., None]
-    if img.dtype != np.uint8 or img.ndim != 3 or img.shape[-1] not in (1, 3) or not img.size:
-        raise ImageError('bad_array', f'got {img.dtype} {list(img.shape)}, but must be uint8 [h, w], [h, w, 1] or [h, w, 3] with at least one pixel')
     if img.shape[0] * img.shape[1] > limits.max_pixels:
         raise ImageError('too_many_pixels', f'the picture has {img.shape[0] * img.shape[1]:,} pixels, but must have at most {limits.max_pixels:,}')
     img = _to_channels(img, info.channels)

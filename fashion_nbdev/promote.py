@@ -101,8 +101,8 @@ def paired_data(
     cfg = load_config(config) if config else Config()
     name = find_dataset(challenger, dataset or (cfg.data.dataset if config else ''))
     wanted = [data_for(info, name, cfg, **given) for info in (challenger, champion)]
-    part, photos = read_part(wanted[0], 'test', cfg.seed)
-    other, others = (part, photos) if wanted[0] == wanted[1] else read_part(wanted[1], 'test', cfg.seed)
+    part, photos = read_part(wanted[0], 'test')
+    other, others = (part, photos) if wanted[0] == wanted[1] else read_part(wanted[1], 'test')
     if not np.array_equal(part.labels, other.labels) or [p.name for p in photos] != [p.name for p in others]: raise PromoteError('the two would see different test images: compare models of the same data set')
     return part, other, data_hash(part)
 
@@ -290,7 +290,7 @@ def fashion_promote(
     runs: str = 'runs', # folder of all runs, with their MLflow store where no server is named
 ):
     "Make a model file the champion of its name if it is not worse; exit code 1 if it is"
-    if not model and not name or model and back: raise PromoteError('give a challenger with --model, or with --name the model to bring --back or to put into a folder with --out')
+    if not model and not (name and (back or out)) or model and back: raise PromoteError('give a challenger with --model, or with --name the model to bring --back or to put into a folder with --out')
     data, info = read_model(model) if model else (b'', None)
     if info and name not in ('', info.name): raise PromoteError(f'the file is of the model {info.name}, not {name}: leave out --name')
     if results: check_target(results, '.json', '.csv')

@@ -175,7 +175,6 @@ def fashion_data(
     valid_size: int = None, # images set aside to choose with where no such split is published (5000)
     test_size: int = None, # likewise to report on (0)
     split_by: str = None, # deepfashion: product, or image, which is a leak
-    seed: int = 42, # chooses what is set aside
     keep: str = None, # a folder for the verified files themselves, which is then what is read
     out: str = None, # a folder for report.json, balance.png and, for images without people, samples.png
 ) -> dict: # the report
@@ -183,9 +182,9 @@ def fashion_data(
     data = _data_config(config, dataset=dataset, archive=archive, samples=samples or None, verify=False if unverified else None, valid_size=valid_size, test_size=test_size, split_by=split_by)
     ds, data = DATASETS[data.dataset], replace(data, train_size=0) # all splits at one size, so that copies across them are found
     if keep or not data.samples: data = replace(data, archive=str(keep_files(data, keep) if keep else locate(ds, data.archive)))
-    splits = load_dataset(data, seed=seed)
+    splits = load_dataset(data)
     report = validate(splits, data)
-    if ds.products: report['products'] = product_leaks(photo_splits(data, seed))
+    if ds.products: report['products'] = product_leaks(photo_splits(data))
     print(f'{ds.name} from {data.archive or "the slice in the repository"}', f'{ds.source}, {ds.licence}', report_table(report).T.to_string(), sep='\n\n')
     if 'products' in report: print('', _leak_lines(report), sep='\n')
     if out: _save_report(report, splits, data, Path(out))

@@ -20,7 +20,7 @@ from .load import closed_loop, http_request, measured, null_server, open_loop, p
 from .predict import Predictor
 from .results import conditions, write_results
 from .sla import AIMED, RATES, sla_rows, sla_table
-from .timing import spread
+from .timing import BenchmarkError, spread
 
 # %% ../nbs/08b_stress.ipynb #cell-7
 def capacity(
@@ -95,7 +95,7 @@ def overload(
     seconds: float = 10.0, # of each part
 ) -> dict: # capacity_per_s, then `measured` of three times as much, with goodput (answered, as a share of the capacity), probes_max_ms (the slowest /livez meanwhile) and recovery_s
     "What the service does when three times as much is asked as it can do, and how soon it has recovered"
-    most = capacity(url, requests, seconds)
+    if not (most := capacity(url, requests, seconds)): raise BenchmarkError(f'{url} answered nothing with 200: is it the right model, and does it ask for a key?')
     with _elsewhere(f'_probe({url!r}, {seconds})') as probing: # what delays the generator must not delay the probes
         at_three = measured(url, lambda: open_loop(url, requests, 3*most, seconds))
         probes = json.loads(probing.communicate()[0])
@@ -145,7 +145,9 @@ def soak(
 
 # %% ../nbs/08b_stress.ipynb #cell-16
 def _ask(url: str, path: str) -> dict:
-    with urllib.request.urlopen(url + path, timeout=30) as answer: return json.load(answer)
+    try:
+        with urllib.request.urlopen(url + path, timeout=30) as answer: return json.load(answer)
+    except (ValueError, OSError) as e: raise BenchmarkError(f'{url}{path} does not answer as it should ({e}): give the address of a fashion_serve, such as http://127.0.0.1:8000, that has this model') from None
 
 def _requests(model: str, data: list[bytes]) -> list[bytes]: return [http_request(f'/v1/predict?model={model}', d) for d in data]
 
@@ -206,12 +208,12 @@ def fashion_load(
     promised = RATES.get(model, rate)
     rate, data = rate or promised, pictures(model, folder)
     with running_service() if not url else _given(url) as address:
-        found = dict(model=model, version=_ask(address, f'/v1/models/{model}')['version'], rate=rate)
+        found = dict(model=model, version=_ask(address, f'/v1/models/{model}')['version'], rate=rate) | (dict(url=url) if url else {})
         open_loop(address, _requests(model, data), min(rate, 20), 2) # the service learns its pace
         for name, value, words in _parts(address, model, data, rate, seconds, soaked, no_overload, here=not url):
             found[name] = value
             print(words, flush=True)
-    line = command_line('fashion_load', model=model, rate=f'{rate:g}', seconds=f'{seconds:g}', soaked=soaked, folder=folder, no_overload=no_overload)
+    line = command_line('fashion_load', url=url, model=model, rate=f'{rate:g}', seconds=f'{seconds:g}', soaked=soaked, folder=folder, no_overload=no_overload)
     print(f'  -> {write_results(Path(out)/f"load_{model}.json", found, **conditions(line, n_runs=found["steady"]["n"]))}')
     if model in RATES: print(sla_table([r for r in sla_rows(model, out, found['version']) if r['source'].startswith('load')]))
     return found

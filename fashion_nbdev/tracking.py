@@ -207,8 +207,8 @@ class Record:
     def _work(self):
         pause = 1
         while True:
-            last = self.closing.is_set() # what was recorded before is sent now
             self.wake.clear()
+            last = self.closing.is_set() # after the line above, or a wake that comes between is lost; what was recorded before is sent now
             try:
                 self.send()
                 if self.trouble: self.say(f'MLflow: {no_secrets(self.address)} answers again')
