@@ -75,6 +75,9 @@ class Acceptor:
         try: connection, _ = self.sock.accept()
         except BlockingIOError: return False
         except ConnectionAbortedError: return True # a client that is gone again
+        except OSError: # no more files can be opened: perhaps soon
+            self._pause()
+            return False
         self.made.add(task := self.loop.create_task(self.loop.connect_accepted_socket(self.protocol, connection)))
         task.add_done_callback(self.made.discard)
         return True

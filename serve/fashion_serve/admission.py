@@ -3,14 +3,16 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import islice
 from threading import Condition
 from typing import Any
 
 from fashion_serve.errors import Problem
 
+LARGE, JPEG = 6_000_000, b'\xff\xd8' # pixels, at four bytes each and some copies
 WARY = 1.5 # a refusal names a wait that is longer than estimated by this factor
 
 
@@ -59,6 +61,11 @@ class Job:
     def is_wanted(self, now: float) -> bool:
         return now <= self.deadline and not self.future.done() and not self.gone()
 
+    @property
+    def is_large(self) -> bool:
+        "Whether a picture is decoded to so many pixels that this should happen to one at a time; a JPEG is decoded smaller"
+        return self.pixels > LARGE and isinstance(self.data, bytes) and not self.data.startswith(JPEG)
+
 
 class WorkQueue:
     "Jobs that wait for a thread, those of people first; its length is counted in seconds of work"
@@ -66,13 +73,14 @@ class WorkQueue:
         self.threads = threads
         self.lanes = [deque() for _ in Lane]
         self.seconds = [0.0 for _ in Lane] # of work that waits, or has been taken and is not done
+        self.promised = 0.0 # seconds of work of batches that were taken on and does not wait here yet
         self.working = 0 # jobs taken and not done
         self.changed = Condition()
         self.closed = False
 
     def wait(self, lane: Lane) -> float:
         "Estimated seconds until a job that came now would begin"
-        return sum(self.seconds[:lane + 1]) / self.threads
+        return (sum(self.seconds[:lane + 1]) + (self.promised if lane == Lane.BATCH else 0)) / self.threads
 
     def admit(self, cost: float, lane: Lane, allowed: float):
         "Raises the `Problem` if what waits would not leave a job of this cost enough of its `allowed` seconds"
@@ -89,13 +97,13 @@ class WorkQueue:
             self.changed.notify()
 
     def take(self) -> list[Job]:
-        "Wait for the next job, and take those of the same kind that wait behind it, up to its `batch`; [] once closed and empty"
+        "Wait for the next job, and take those of the same kind that wait behind it, up to its `batch`, large ones one by one; [] once closed and empty"
         with self.changed:
             while not (lane := next(filter(None, self.lanes), None)):
                 if self.closed: return []
                 self.changed.wait()
             jobs = [lane.popleft()]
-            while lane and lane[0].kind == jobs[0].kind and len(jobs) < jobs[0].kind.batch: jobs.append(lane.popleft())
+            while lane and lane[0].kind == jobs[0].kind and len(jobs) < jobs[0].kind.batch and not (jobs[0].is_large or lane[0].is_large): jobs.append(lane.popleft())
             self.working += len(jobs)
             return jobs
 
@@ -119,3 +127,29 @@ class WorkQueue:
         with self.changed:
             self.closed = True
             self.changed.notify_all()
+
+
+class Batch:
+    "Jobs that were taken on together: all of their work counts from now on, though few of them wait for a thread at a time"
+    def __init__(self, queue: WorkQueue, jobs: list[Job], ahead: int):
+        self.queue, self.jobs, self.ahead = queue, jobs, ahead
+        self.promised = sum(job.cost for job in jobs)
+        queue.promised += self.promised
+
+    def __iter__(self) -> Iterator[asyncio.Future]: # what becomes of each, in order
+        todo = iter([job for job in self.jobs if not job.future.done()]) # the others are known to be bad
+        for job in islice(todo, self.ahead): self._put(job)
+        for job in self.jobs:
+            good = not job.future.done() or job.future.exception() is None
+            yield job.future
+            if good and (later := next(todo, None)): self._put(later)
+
+    def _put(self, job: Job):
+        self._give_back(job.cost)
+        self.queue.put(job)
+
+    def _give_back(self, seconds: float): self.promised, self.queue.promised = self.promised - seconds, self.queue.promised - seconds
+
+    def end(self):
+        "What was not begun never will be"
+        self._give_back(self.promised)

@@ -1,6 +1,7 @@
 "What routes share: from what a thread has found to the bytes of an answer, and what is noted of it"
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import msgspec
 from fastapi import Request, Response
@@ -12,8 +13,15 @@ from fashion_serve.work import Answer
 
 
 class NDJSON(StreamingResponse):
-    "Lines of JSON"
+    "Lines of JSON, and what is to be given back when they have been sent, or will never be"
     media_type = 'application/x-ndjson'
+    def __init__(self, lines: AsyncIterator[bytes], status_code: int = 200, at_end: Callable[[], Any] = lambda: None): # FastAPI reads the status here
+        super().__init__(lines, status_code)
+        self.at_end = at_end
+
+    async def __call__(self, scope, receive, send):
+        try: await super().__call__(scope, receive, send)
+        finally: self.at_end() # not in the lines: they are not begun for a client that has left
 
 
 def ms(seconds: float) -> float:

@@ -28,7 +28,7 @@ class TrialPlan(msgspec.Struct):
 
 
 class Plan(msgspec.Struct):
-    "Versions that shall answer instead of the files that were there at the start"
+    "Versions that shall answer: those of the files that were there at the start, until they are exchanged"
     generation: int = 0
     models: dict[str, str] = {} # name -> version
     trials: dict[str, TrialPlan] = {} # name -> candidate
@@ -76,6 +76,12 @@ class Board:
         "The workers that have said how they are"
         return sorted(int(note.stem.partition('-')[2]) for note in self.folder.glob('worker-*.json'))
 
+    def stop(self):
+        "The service ends: all of its workers, not one that is replaced"
+        (self.folder / 'stopping').touch()
+
+    def is_stopping(self) -> bool: return (self.folder / 'stopping').exists()
+
     def processes(self) -> list[int]:
         "This worker, the others, and the one that started them"
         return sorted({os.getpid(), *self.pids()} | ({os.getppid()} if self.pids() else set()))
@@ -103,10 +109,27 @@ class Board:
     @contextmanager
     def editing(self) -> Iterator[Plan]:
         "The plan, written when it has been changed; one worker at a time"
-        with FileLock(self.folder / 'lock', timeout=10):
+        with self._locked():
             yield (plan := self.plan())
             plan.generation += 1
             _write(self.folder / 'plan.json', msgspec.json.encode(plan))
+
+    def _locked(self) -> FileLock: return FileLock(self.folder / 'lock', timeout=10)
+
+    def tidy(self):
+        "Remove the files of versions that nobody shall answer with any more"
+        with self._locked():
+            plan = self.plan()
+            kept = {*plan.models.values(), *(trial.version for trial in plan.trials.values())}
+            for file in self.folder.glob('*.onnx'):
+                if file.stem not in kept: file.unlink()
+
+    # ---- the files in the models folder, as the worker that looks after them has seen them last
+    def seen(self) -> dict[str, list]:
+        try: return msgspec.json.decode((self.folder / 'seen.json').read_bytes())
+        except FileNotFoundError: return {}
+
+    def see(self, stamps: dict[str, list]): _write(self.folder / 'seen.json', msgspec.json.encode(stamps))
 
     def all_follow(self, generation: int) -> bool:
         "Whether every worker has come as far as this plan"

@@ -1,10 +1,8 @@
 "The threads that work on pictures, off the event loop: what waits is bounded, what nobody waits for is not done"
 import asyncio
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import islice
 from threading import Thread
 
 import numpy as np
@@ -12,13 +10,13 @@ from filelock import Timeout
 
 from fashion_nbdev.core import FashionError
 from fashion_nbdev.image import ImageError, image_header
-from fashion_serve.admission import Gone, Job, Lane, WorkQueue, never
+from fashion_serve.admission import Batch, Gone, Job, Lane, WorkQueue, never
 from fashion_serve.errors import Problem, log
 from fashion_serve.metrics import READY, SHADOWS, SHED, WAIT, WAITING
 from fashion_serve.registry import Registry, Trial
 from fashion_serve.settings import Settings
 from fashion_serve.upload import Budget
-from fashion_serve.work import Answer, Classify, Infer, is_large, work
+from fashion_serve.work import Answer, Classify, Infer, work
 
 
 class Engine:
@@ -62,9 +60,14 @@ class Engine:
         why = str(self.error) if self.error else 'the models are being loaded: please try again in a moment'
         raise Problem('not_ready', why, {'Retry-After': '1'})
 
-    def check_room(self):
+    def check_lasting(self):
+        "Raises the `Problem` if it is not ready, or will not be much longer"
+        self.check_ready()
+        if self.draining: raise Problem('not_ready', 'the service is stopping')
+
+    def check_room(self, lane: Lane = Lane.INTERACTIVE):
         "Raises the `Problem` if a picture as they usually are would be too late if it came now: before its body is read"
-        self._admit(self.usual, Lane.INTERACTIVE, self.settings.deadline)
+        self._admit(self.usual, lane, self.settings.batch_deadline if lane == Lane.BATCH else self.settings.deadline)
 
     def submit(self, kind: Classify | Infer, data: bytes | np.ndarray, pixels: int, gone: Gone = never) -> asyncio.Future:
         "Take on one job, in people's lane: its `Answer` to come; raises `Problem` if that would be too late"
@@ -104,8 +107,8 @@ class Engine:
         job = Job(kind, data, pixels, kind.pace.estimate(pixels), end, asyncio.get_running_loop().create_future(), Lane.BATCH)
         self._put(job).add_done_callback(compare)
 
-    def submit_all(self, kind: Classify, files: list[bytes], gone: Gone = never) -> Iterator[asyncio.Future]:
-        "Take on many jobs, in the lane of batches: the `Answer` to come of each, in order, a few of them begun ahead; raises `Problem` if all would be too late"
+    def submit_all(self, kind: Classify, files: list[bytes], gone: Gone = never) -> Batch:
+        "Take on many jobs, in the lane of batches: the `Answer` to come of each, in order, until its `end`; raises `Problem` if all would be too late"
         begun, allowed, loop = time.perf_counter(), self.settings.batch_deadline, asyncio.get_running_loop()
         jobs = []
         for data in files:
@@ -114,15 +117,7 @@ class Engine:
             jobs.append(Job(kind, data, 0 if bad else pixels, 0.0 if bad else kind.pace.estimate(pixels), begun + allowed, future, Lane.BATCH, gone))
             if bad: _fail(future, pixels)
         self._admit(sum(job.cost for job in jobs), Lane.BATCH, allowed)
-        return self._begun_ahead(jobs)
-
-    def _begun_ahead(self, jobs: list[Job]) -> Iterator[asyncio.Future]:
-        todo = iter(job for job in jobs if not job.future.done()) # the others are known to be bad
-        for job in islice(todo, 2 * self.settings.threads): self._put(job)
-        for job in jobs:
-            good = not job.future.done() or job.future.exception() is None
-            yield job.future
-            if good and (later := next(todo, None)): self._put(later)
+        return Batch(self.queue, jobs, ahead=2 * self.settings.threads)
 
     def pixels(self, data: bytes) -> int | ImageError:
         "What a picture file says it has"
@@ -152,9 +147,10 @@ class Engine:
     def _work(self, i: int):
         "What each thread does: take jobs, do them together, hand what came of them to the event loop"
         while jobs := self.queue.take():
-            self.begun[i] = time.monotonic()
             try:
-                with self.registry.board.alone() if any(map(is_large, jobs)) else nullcontext(): found = work(jobs)
+                with self.registry.board.alone() if jobs[0].is_large else nullcontext():
+                    self.begun[i] = time.monotonic()
+                    found = work(jobs)
             except Timeout: found = [(job, Problem('overloaded', 'too many very large pictures at once: please try again in 2 s', {'Retry-After': '2'})) for job in jobs]
             except Exception as e: found = [(job, e) for job in jobs] # nobody foresaw it; the request ends as our mistake
             self.begun[i] = None

@@ -1,6 +1,8 @@
 "The Open Inference Protocol (V2, REST) with its binary and classification extensions, so that existing clients work unchanged"
+import math
 import struct
 import time
+from itertools import chain
 from typing import Annotated, Any
 
 import msgspec
@@ -53,7 +55,7 @@ def parse(body: bytes, header: str | None) -> tuple[InferRequest, bytes]:
     "The JSON of a request, and the bytes behind it; raises `Problem`"
     size = len(body)
     if header is not None:
-        if not (header.isascii() and header.isdigit() and int(header[:12]) <= size): raise _wrong(f'Inference-Header-Content-Length must be a number from 0 to {size}, the length of the body')
+        if not (header.isascii() and header.isdigit() and len(header) <= 12 and int(header) <= size): raise _wrong(f'Inference-Header-Content-Length must be a number from 0 to {size}, the length of the body')
         size = int(header)
     try: return msgspec.json.decode(body[:size], type=InferRequest), body[size:]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e: raise _wrong(f'the request is not as the protocol has it: {e}') from None
@@ -65,23 +67,33 @@ def tensor(request: InferRequest, tail: bytes, model: Model) -> np.ndarray: # ui
     if len(request.inputs) != 1 or request.inputs[0].name != 'image': raise _wrong('there must be one input, image')
     given = request.inputs[0]
     if given.datatype != 'UINT8' or len(given.shape) != 4 or given.shape[1:] != [i.height, i.width, i.channels] or not 1 <= given.shape[0] <= MAX_IMAGES:
-        raise _wrong(f'input image is {given.datatype} {given.shape[:9]}, but must be UINT8 [1 to {MAX_IMAGES}, {i.height}, {i.width}, {i.channels}]')
+        raise _wrong(f'input image is {given.datatype[:20]} {given.shape[:9]}, but must be UINT8 [1 to {MAX_IMAGES}, {i.height}, {i.width}, {i.channels}]')
     values = _binary(given, tail) if 'binary_data_size' in given.parameters else _listed(given, tail)
-    if values.size != (size := int(np.prod(given.shape))): raise _wrong(f'input image has {values.size:,} values, but its shape asks for {size:,}')
-    return values.reshape(given.shape)
+    if len(values) != (size := math.prod(given.shape)): raise _wrong(f'input image has {len(values):,} values, but its shape asks for {size:,}')
+    return np.frombuffer(values if isinstance(values, bytes) else _in_bytes(values), np.uint8).reshape(given.shape)
 
 
-def _binary(given: Input, tail: bytes) -> np.ndarray:
+def _binary(given: Input, tail: bytes) -> bytes:
     if given.parameters['binary_data_size'] != len(tail) or given.data is not None: raise _wrong(f'binary_data_size must be the {len(tail):,} bytes behind the JSON, and data not be given')
-    return np.frombuffer(tail, np.uint8)
+    return tail
 
 
-def _listed(given: Input, tail: bytes) -> np.ndarray:
+def _listed(given: Input, tail: bytes) -> list:
+    "What the JSON holds, as a flat list"
     if given.data is None or tail: raise _wrong('input image needs data, or bytes behind the JSON and their binary_data_size')
-    try: values = np.array(given.data)
-    except ValueError: raise _wrong('data of input image is not of one shape') from None
-    if values.dtype.kind not in 'iu' or values.size and not 0 <= values.min() <= values.max() <= 255: raise _wrong('data of input image must be whole numbers from 0 to 255')
-    return values.astype(np.uint8).ravel()
+    values = given.data
+    for _ in given.shape[1:]: # it may be nested as the shape is
+        if not any(isinstance(row, list) for row in values): break
+        if not all(isinstance(row, list) and len(row) == len(values[0]) for row in values): raise _wrong('data of input image is not of one shape')
+        values = list(chain.from_iterable(values))
+    return values
+
+
+def _in_bytes(values: list) -> bytes:
+    try:
+        if {*map(type, values)} == {int}: return bytes(values)
+    except ValueError: pass
+    raise _wrong('data of input image must be whole numbers from 0 to 255')
 
 
 def _checked_outputs(request: InferRequest) -> list[Output]:
@@ -89,6 +101,7 @@ def _checked_outputs(request: InferRequest) -> list[Output]:
         if output.name not in OUTPUTS: raise _wrong(f'there is no output {output.name[:40]!r}: choose from {", ".join(OUTPUTS)}')
         k = output.parameters.get('classification', 0)
         if type(k) is not int or k < 0: raise _wrong(f'classification of output {output.name} must be a whole number of classes')
+    if len({output.name for output in request.outputs}) < len(request.outputs): raise _wrong('an output is asked for more than once')
     return request.outputs or [Output('logits')]
 
 
@@ -143,7 +156,7 @@ async def live() -> dict:
 @v2.get('/health/ready', summary='Would a tensor be answered?', responses=problems('not_ready'))
 async def ready(engine: EngineDep) -> dict:
     "As /readyz."
-    engine.check_ready()
+    engine.check_lasting()
     return dict(ready=True)
 
 
@@ -160,7 +173,8 @@ async def metadata(engine: EngineDep, name: Name, version: str | None = None) ->
 @v2.get('/models/{name}/ready', summary='Would this model answer?', responses=problems('not_ready', 'unknown_model'))
 @v2.get('/models/{name}/versions/{version}/ready', include_in_schema=False)
 async def model_ready(engine: EngineDep, name: Name, version: str | None = None) -> dict:
-    "Whether it is loaded."
+    "Whether it is loaded, and the service not about to stop."
+    engine.check_lasting()
     return dict(name=_model(engine, name, version).name, ready=True)
 
 
@@ -170,6 +184,7 @@ async def model_ready(engine: EngineDep, name: Name, version: str | None = None)
 async def infer(request: Request, engine: EngineDep, name: Name, version: str | None = None) -> Response:
     "Logits, probabilities or the classes ranked first, for tensors in JSON or binary."
     record, model = request.state.record, _model(engine, name, version)
+    engine.check_room()
     with engine.budget.hold() as hold:
         body = await read_body(request, engine.settings.max_bytes, engine.settings.read_timeout, hold)
         record.add('read', time.perf_counter() - record.begun)

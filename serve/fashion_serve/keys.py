@@ -1,6 +1,8 @@
 "Keys of programs that may ask: kept as hashes, compared in constant time, each with its own rate"
 import hashlib
 import hmac
+import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +57,8 @@ class Keeper:
         request.state.record.key = key.name
         if (rate := self.rates.get(key)) and not self.limiter.hit(rate, key.name):
             SHED.labels('rate').inc()
-            raise Problem('rate_limited', f'{key.name} may ask {key.rate}: please wait', {'Retry-After': '1'})
+            wait = math.ceil(max(1.0, self.limiter.get_window_stats(rate, key.name).reset_time - time.time()))
+            raise Problem('rate_limited', f'{key.name} may ask {key.rate}: please wait {wait} s', {'Retry-After': str(wait)})
 
 
 def _shared(rate: RateLimitItem, workers: int) -> RateLimitItem:

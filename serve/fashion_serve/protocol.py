@@ -15,6 +15,7 @@ PICTURES = b'/v1/predict'
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024 # of the address and all headers
+PIPELINED = 32 # requests that a client may send ahead of their answers
 LAST_MOMENT = .3 # seconds that an idle connection is kept when the service stops
 GRACE = 1.0 # seconds after which a body that the app has given up on costs its connection
 
@@ -74,7 +75,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def give_way(self):
         "Others need the place of a connection whose client has nothing to say"
         self.config.waiting.pop(self)
-        self.transport.abort() if self._answering() else self.transport.close()
+        self.transport.abort() if self._answering() or self.transport.is_closing() else self._close()
+
+    def _close(self):
+        "Close; who does not read what is on its way to him has a while for it"
+        self.transport.close()
+        self._start('closing', self.timeout, self.transport.abort)
+
+    def timeout_keep_alive_handler(self): self._close()
 
     def on_message_begin(self):
         super().on_message_begin()
@@ -99,6 +107,9 @@ class BoundedProtocol(HttpToolsProtocol):
         raise self.refusal
 
     def on_headers_complete(self):
+        if len(self.pipeline) >= PIPELINED:
+            self.refusal = Refused('bad_request', f'at most {PIPELINED} requests may be sent ahead of their answers')
+            raise self.refusal
         self.in_body = True
         self._stop('headers')
         self._start('body', self.timeout + GRACE, self._slow_body)
@@ -116,7 +127,7 @@ class BoundedProtocol(HttpToolsProtocol):
         record = Record(request_id_of(dict(self.headers)), 'POST', PICTURES.decode(), PROBLEMS[problem.code].status, code=problem.code)
         self.cycle = _ANSWERED
         self.transport.write(_answer(problem.code, problem.detail, record.request_id, {**problem.headers, 'cache-control': 'no-store'}))
-        self.transport.close() if not self.parser.should_keep_alive() else self.on_response_complete()
+        self._close() if not self.parser.should_keep_alive() else self.on_response_complete()
         self.config.app.state.done(record)
         return True
 
@@ -124,14 +135,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop('body')
         if self._answering(): self.config.waiting.pop(self, None)
         super().on_message_complete()
+        if not self.pipeline and not self.transport.is_closing(): self.flow.resume_reading() # only so is it noticed that the client leaves
 
     def on_response_complete(self):
         super().on_response_complete()
+        if self.pipeline and not self.transport.is_closing(): self.flow.pause_reading() # enough has been read ahead
         if not self._answering() and not self.transport.is_closing(): self.await_client()
 
     def shutdown(self):
         "The service stops: a request that is on its way, on a connection that is idle as far as one can see, still has a moment to come"
-        if not self._answering(): self._start('headers', LAST_MOMENT, self.transport.close)
+        if not self._answering(): self._start('headers', LAST_MOMENT, self._close)
         else: super().shutdown()
 
     def pause_writing(self):
@@ -144,10 +157,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _slow_headers(self):
         if self.header_bytes: self._refuse(Refused('slow_request', f'the headers had not all come after {self.timeout:g} seconds'))
-        else: self.transport.close()
+        else: self._close()
 
     def _slow_body(self):
-        self.transport.close() if self.cycle.response_complete else self.transport.abort()
+        self._close() if self.cycle.response_complete else self.transport.abort()
 
     def send_400_response(self, msg: str):
         self._refuse(self.refusal or Refused('bad_request', 'this is not a valid HTTP/1.1 request'))
@@ -158,8 +171,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if waiting and self.in_body and not self.cycle.response_started and not self.pipeline: # the app reads no further
             waiting, self.cycle.disconnected = False, True
             self.cycle.message_event.set()
-        if not waiting: self.transport.write(_answer(why.code, why.detail, request_id_of({}), {'connection': 'close'}))
-        self.transport.close()
+        if not waiting:
+            record = Record(request_id_of({}), 'unknown', status=PROBLEMS[why.code].status, code=why.code)
+            self.transport.write(_answer(why.code, why.detail, record.request_id, {'connection': 'close'}))
+            self.config.app.state.done(record)
+        self._close()
 
 
 def _answer(code: str, detail: str, request_id: str, headers: dict[str, str]) -> bytes:

@@ -49,11 +49,22 @@ class Registry:
 
     def load(self):
         "Open all models for the first time; raises `FashionError`"
-        files, plan = find_models(self.settings.models_dir), self.board.plan()
-        self.default = pick_default(list(files), self.settings.default_model)
-        for name, path in files.items(): self._serve(self._open(name, self.board.file(v) if (v := plan.models.get(name)) else path))
+        plan = self.board.plan() if self.board.plan().models else self._first_plan()
+        self.default = pick_default(list(plan.models), self.settings.default_model)
+        for name, version in plan.models.items(): self._serve(self._open(name, self.board.file(version)))
         for name, trial in plan.trials.items(): self._try(name, trial)
         self.plan = plan
+
+    def _first_plan(self) -> Plan:
+        "The files that are there when the service starts: a worker that begins later answers with them, whatever lies in the folder then"
+        with self.board.editing() as plan:
+            if plan.models: return plan # another worker was first
+            self.board.see(self._files())
+            for name, path in find_models(self.settings.models_dir).items():
+                data, info = read_model(path)
+                self.board.keep(info.version, data)
+                plan.models[name] = info.version
+            return plan
 
     def _open(self, name: str, path: Path) -> Model:
         return open_model(name, read_model(path)[0], self.settings.limits)
@@ -113,14 +124,12 @@ class Registry:
 
     async def _change(self, name: str, path: Path | None, edit) -> str:
         if path is None: raise Problem('bad_model', f'there is no file for it: {name}.onnx, or {name}.next.onnx to try one')
-        def verify() -> str: # and warm it up, before anything changes
+        def verify() -> tuple[str, bytes]: # and warm it up, before anything changes
             data = read_model(path)[0]
-            version = open_model(name, data, self.settings.limits).version
-            self.board.keep(version, data)
-            return version
-        try: version = await asyncio.to_thread(verify)
+            return open_model(name, data, self.settings.limits).version, data
+        try: version, data = await asyncio.to_thread(verify)
         except FashionError as e: raise Problem('bad_model', f'nothing was changed: {e}') from None
-        await self._agree(lambda plan: edit(plan, version))
+        await self._agree(lambda plan: (self.board.keep(version, data), edit(plan, version)))
         return version
 
     async def _agree(self, edit):
@@ -128,7 +137,9 @@ class Registry:
         with self.board.editing() as plan: edit(plan)
         await self.follow()
         end = time.monotonic() + AGREE
-        while not self.board.all_follow(plan.generation) and time.monotonic() < end: await asyncio.sleep(LOOK / 4)
+        while time.monotonic() < end:
+            if self.board.all_follow(plan.generation): return self.board.tidy()
+            await asyncio.sleep(LOOK / 4)
 
     async def follow(self):
         "Do what the plan says, as far as it is not done"
@@ -144,24 +155,24 @@ class Registry:
 
     async def keep_following(self):
         "Until it is cancelled: follow the plan, end a trial that went badly, and notice files that were exchanged"
-        seen = self._files()
         for i in range(2**62):
             await asyncio.sleep(LOOK)
             try:
                 await self.follow()
                 for name, trial in list(self.trials.items()):
                     if why := trial.verdict(self.models[name]): await self.end_trial(name, why)
-                if self.settings.watch and i % 10 == 0 and self.board.is_first(): seen = await self._notice(seen)
+                if self.settings.watch and i % 10 == 0 and self.board.is_first(): await self._notice()
             except Exception: log.exception('following a change of models failed') # the next look may do better
 
-    def _files(self) -> dict[str, tuple]:
-        return {name: (path, os.stat(path).st_mtime_ns, os.stat(path).st_size) for name, path in find_models(self.settings.models_dir).items()}
+    def _files(self) -> dict[str, list]:
+        return {name: [str(path), os.stat(path).st_mtime_ns, os.stat(path).st_size] for name, path in find_models(self.settings.models_dir).items()}
 
-    async def _notice(self, seen: dict) -> dict:
-        "Reload a model whose file is another one since the last look, and has not changed between two looks"
-        now = self._files()
+    async def _notice(self):
+        "Reload a model whose file is another one since the last look, whoever looked; one that is still being written is bad, and another one at the next look"
+        now, seen = self._files(), self.board.seen()
+        if now == seen: return
+        self.board.see(now)
         for name, stamp in now.items():
             if name in self.models and seen.get(name) != stamp:
                 try: await self.reload(name)
                 except Problem as e: log.warning('%s.onnx was exchanged, but %s', name, e.detail)
-        return now

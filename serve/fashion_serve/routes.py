@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from fashion_serve import schemas as s
+from fashion_serve.admission import Lane
 from fashion_serve.answers import NDJSON, answered, as_json, gone, ms, note, pixels_of, timing_of
 from fashion_serve.engine import Engine
 from fashion_serve.errors import PROBLEMS, Problem, problem_of
@@ -77,6 +78,7 @@ async def predict(request: Request, engine: EngineDep, query: Annotated[s.Predic
 async def predict_batch(request: Request, engine: EngineDep, query: Annotated[s.PredictQuery, Query()]) -> Response:
     "A line of JSON for each picture, in order, as soon as it is known (see BatchLine); a bad picture costs the others nothing."
     record, kind, limits = request.state.record, asked(query, engine, one=False), engine.settings
+    engine.check_room(Lane.BATCH)
     hold = engine.budget.hold()
     try:
         files = await read_pictures(request, limits.max_batch_bytes, limits.max_batch, limits.read_timeout, hold)
@@ -86,15 +88,14 @@ async def predict_batch(request: Request, engine: EngineDep, query: Annotated[s.
         hold.give_back()
         raise
     async def lines():
-        with hold:
-            for i, data in enumerate(files):
-                try: answer = await next(found)
-                except Exception as e: line = dict(problem=problem_of(e, record.request_id))
-                else:
-                    note(record, len(data), answer)
-                    line = dict(answered(answer), timing_ms=timing_of(answer))
-                yield msgspec.json.encode(dict(index=i, **line)) + b'\n'
-    return NDJSON(lines())
+        for i, (data, coming) in enumerate(zip(files, found)):
+            try: answer = await coming
+            except Exception as e: line = dict(problem=problem_of(e, record.request_id))
+            else:
+                note(record, len(data), answer)
+                line = dict(answered(answer), timing_ms=timing_of(answer))
+            yield msgspec.json.encode(dict(index=i, **line)) + b'\n'
+    return NDJSON(lines(), at_end=lambda: (found.end(), hold.give_back()))
 
 
 @v1.get('/models', summary='The models there are', tags=['models'])
@@ -125,8 +126,7 @@ async def livez() -> s.Status:
 @rest.get('/readyz', summary='Would a picture be answered?', tags=['health'], responses=problems('not_ready'))
 async def readyz(engine: EngineDep) -> s.Status:
     "Ready once every model is loaded and warmed up."
-    engine.check_ready()
-    if engine.draining: raise Problem('not_ready', 'the service is stopping')
+    engine.check_lasting()
     return s.Status(status='ready')
 
 

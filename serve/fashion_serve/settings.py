@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     hang_timeout: float = Field(4, ge=.5, le=3600, description='seconds after which a process that is stuck is replaced')
     deadline: float = Field(.25, gt=0, le=60, description='seconds in which a picture is answered, from its arrival; one that would come later is refused')
     log_share: float = Field(1, ge=0, le=1, description='share of the requests that are logged; our own mistakes always are')
-    batch_deadline: float = Field(30, gt=0, le=3600, description='likewise for all pictures of a batch')
+    batch_deadline: float = Field(24, gt=0, le=3600, description='likewise for all pictures of a batch')
     max_bytes: int = Field(10_000_000, ge=1, description='largest picture file, in bytes')
     max_batch: int = Field(64, ge=1, le=10_000, description='pictures of a batch')
     max_batch_bytes: int = Field(40_000_000, ge=1, description='all pictures of a batch, in bytes')
@@ -48,4 +48,5 @@ def load_settings(**given) -> Settings:
         first = e.errors(include_url=False)[0]
         name = str(first['loc'][0])
         shown = f'--{name}' if name in given else f'FASHION_{name.upper()}'
-        raise ConfigError(f'{shown} is {first["input"]!r}: {first["msg"]}') from None
+        said = f'is {first["input"]!r}' if name != 'admin_key_sha256' else 'cannot be that' # a key itself, given by mistake, is not for a log
+        raise ConfigError(f'{shown} {said}: {first["msg"]}') from None

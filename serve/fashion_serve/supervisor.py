@@ -14,6 +14,7 @@ from fashion_serve.worker import ServeConfig, Worker
 
 TICK = .1 # seconds between two looks at the workers
 START = 60 # seconds in which a new process answers for the first time
+LAST = 2 # seconds that a worker may take to end beyond what it was given to finish its work
 PAUSE = 1 # seconds from one start of a worker to the next, if it ends at once
 
 
@@ -37,6 +38,7 @@ class WorkerProcess(Process):
     def always_pong(self):
         "In the worker: answer, and end with the process that asks"
         with suppress(EOFError, OSError): super().always_pong()
+        self.config.board.stop()
         os.kill(os.getpid(), signal.SIGTERM)
 
     def is_alive(self, timeout: float = 5) -> bool:
@@ -76,10 +78,23 @@ class Supervisor(Multiprocess):
             self.keep_subprocess_alive()
             self._announce()
         for sock in self.sockets: sock.close() # only who accepts connections may hold it
+        self.config.board.stop()
         self.terminate_all()
         self.join_all()
         if self.error: raise self.error
         if signal.SIGINT in signals: raise KeyboardInterrupt
+
+    def join_all(self):
+        "As long as they may take to finish what they have taken on; one that is stuck is ended"
+        end = time.monotonic() + self.config.timeout_graceful_shutdown + LAST
+        for process in self.processes:
+            process.process.join(max(0.0, end - time.monotonic()))
+            process.process.kill()
+            process.process.join()
+
+    def handle_hup(self):
+        "Nothing: models are exchanged without a restart, and uvicorn's own would start processes of another kind"
+    handle_ttin = handle_ttou = handle_hup
 
     def keep_subprocess_alive(self):
         for i, process in enumerate(self.processes):

@@ -12,8 +12,6 @@ from fashion_serve.errors import PROBLEMS, Problem
 from fashion_serve.metrics import BATCH, SHED
 from fashion_serve.models import Model
 
-LARGE, JPEG = 6_000_000, b'\xff\xd8' # pixels, at four bytes each and some copies
-
 
 @dataclass(frozen=True)
 class Classify:
@@ -68,13 +66,9 @@ def work(jobs: list[Job]) -> list[tuple[Job, Answer | Exception]]:
     for job, value in zip(wanted, kind.run([job.data for job in wanted])):
         found[job] = value if isinstance(value, Exception) else Answer(kind.model, value, begun - job.queued)
     spent = (time.perf_counter() - begun) / len(wanted)
-    for job in wanted: kind.pace.learn(job.pixels, spent)
+    for job in wanted:
+        if isinstance(found[job], Answer): kind.pace.learn(job.pixels, spent) # what could not be decoded says nothing of what can
     return list(found.items())
-
-
-def is_large(job: Job) -> bool:
-    "Whether a picture is decoded to so many pixels that this should happen to one at a time; a JPEG is decoded smaller"
-    return job.pixels > LARGE and isinstance(job.data, bytes) and not job.data.startswith(JPEG)
 
 
 def _unwanted(job: Job) -> Problem:

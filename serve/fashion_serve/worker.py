@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from itertools import islice
+from math import ceil
 from pathlib import Path
 
 import uvicorn
@@ -27,7 +28,7 @@ class ServeConfig(uvicorn.Config):
     "uvicorn's configuration and the service's own; light, so that it can be sent to a new process, where `load` makes the app"
     def __init__(self, settings: Settings, board: Path):
         super().__init__('fashion_serve.main:create_app', lifespan='on', ws='none', log_config=None, access_log=False, server_header=False,
-                         timeout_keep_alive=15, timeout_graceful_shutdown=20, workers=settings.workers)
+                         timeout_keep_alive=15, timeout_graceful_shutdown=ceil(max(settings.deadline, settings.batch_deadline)) + 1, workers=settings.workers) # what was taken on is done
         self.settings, self.board = settings, Board(board)
         self.waiting = {} # connections whose client has to say something, that which has waited longest first
 
@@ -99,7 +100,8 @@ class Worker(uvicorn.Server):
         self.telling.cancel()
 
     async def _close(self, sockets: list[socket.socket]):
-        "Stop listening, and lose none of the connections that were made and not looked at yet"
+        "Stop listening; where all do, lose none of the connections that were made and not looked at yet"
+        if not self.config.board.is_stopping(): return # the others take them
         for sock in sockets: knock_unheard(sock)
         await asyncio.sleep(DRAIN / 10)
         for acceptor in self.servers: await acceptor.take_waiting()

@@ -11,10 +11,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
@@ -164,6 +165,14 @@ class Service:
                 time.sleep(.01)
         self.cold_start = time.perf_counter() - self.started
         return self.url
+
+    def workers(self) -> set[int]:
+        "Their process ids"
+        found = set()
+        for p in psutil.Process(self.pid).children():
+            with suppress(psutil.Error): # it has just ended
+                if 'resource_tracker' not in ' '.join(p.cmdline()): found.add(p.pid)
+        return found
 
     def stop(self, how=signal.SIGTERM, seconds: float = 30) -> tuple[int, str]:
         "Its exit code and what it wrote to standard error"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from fashion_serve.admission import Job, Lane, Pace, WorkQueue
+from fashion_serve.admission import LARGE, Batch, Job, Lane, Pace, WorkQueue
 from fashion_serve.errors import Problem
 
 
@@ -55,6 +55,27 @@ def test_neighbours_of_one_kind_are_taken_together(job):
     jobs = [job(kind=Kind(name, batch=2 if name == 'a' else 8)) for name in 'aaabba']
     for j in jobs: queue.put(j)
     assert [queue.take() for _ in range(4)] == [jobs[:2], jobs[2:3], jobs[3:5], jobs[5:]]
+
+
+def test_large_pictures_are_taken_one_by_one(job):
+    queue, kind = WorkQueue(1), Kind('a', batch=8)
+    jobs = [job(kind=kind) for _ in range(4)]
+    jobs[1].pixels = LARGE + 1
+    for j in jobs: queue.put(j)
+    assert [queue.take() for _ in range(3)] == [jobs[:1], jobs[1:2], jobs[2:]]
+
+
+def test_all_of_a_batch_counts_at_once(job):
+    queue = WorkQueue(1)
+    batch = Batch(queue, [job(1.0, lane=Lane.BATCH) for _ in range(5)], ahead=2)
+    assert queue.wait(Lane.BATCH) == 5 and queue.wait(Lane.INTERACTIVE) == queue.waiting() == 0
+    coming = iter(batch)
+    assert next(coming) is batch.jobs[0].future and queue.waiting() == 2 and queue.wait(Lane.BATCH) == 5
+    batch.jobs[0].future.set_result(None)
+    next(coming)
+    assert queue.waiting() == 3 and queue.wait(Lane.BATCH) == 5
+    batch.end() # its client has left
+    assert queue.wait(Lane.BATCH) == 3
 
 
 def test_time_is_given_back_only_when_work_is_done(job):

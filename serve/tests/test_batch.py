@@ -1,10 +1,13 @@
 "POST /v1/predict/batch: a line for each picture, in order, the same as alone"
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
 from fashion_serve.admission import Lane
+from fashion_serve.answers import NDJSON
 from fashion_serve.errors import PROBLEMS
 from fashion_serve.settings import Settings
 
@@ -72,6 +75,16 @@ def test_what_would_take_too_long_is_refused_as_a_whole(small, png):
     try: answer = send(small, [png()])
     finally: queue.seconds[Lane.BATCH] = 0.0
     assert (answer.status_code, answer.json()['code']) == (429, 'overloaded') and int(answer.headers['retry-after']) > 5
+
+
+def test_nothing_is_kept_for_a_client_that_has_left():
+    ended = []
+    async def lines(): yield b'{}'
+    async def receive(): return dict(type='http.disconnect')
+    async def send(message): raise OSError
+    for scope in (dict(type='http', asgi=dict(spec_version='2.3')), dict(type='http', asgi=dict(spec_version='2.4'))):
+        with suppress(Exception): asyncio.run(NDJSON(lines(), at_end=lambda: ended.append(1))(scope, receive, send))
+    assert ended == [1, 1]
 
 
 def test_people_are_answered_while_batches_run(client, samples):

@@ -106,6 +106,24 @@ def test_the_second_request_of_a_connection_has_the_same_limits(address):
     assert (status, problem['code']) == (408, 'slow_request') and .8 < seconds < 3
 
 
+def test_requests_ahead_of_their_answers(address):
+    line = b'GET /livez HTTP/1.1\r\nHost: shop\r\n'
+    connection = socket.create_connection(address, timeout=20)
+    connection.sendall((line + b'\r\n') * 20 + line + b'Connection: close\r\n\r\n')
+    data = b''
+    while chunk := connection.recv(65536): data += chunk
+    assert data.count(b'HTTP/1.1 200') == 21
+
+
+def test_too_many_of_them_cost_the_connection(address):
+    connection, begun = socket.create_connection(address, timeout=20), time.perf_counter()
+    try:
+        for _ in range(100): connection.sendall(b'GET /livez HTTP/1.1\r\nHost: shop\r\n\r\n' * 2000)
+        while connection.recv(65536): pass
+    except OSError: pass
+    assert time.perf_counter() - begun < 5
+
+
 def test_trailers_are_no_headers(address, samples):
     "What follows a chunked body cannot change what the request was"
     picture = samples['bag']

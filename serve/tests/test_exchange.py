@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import signal
 import time
 import urllib.error
 import urllib.request
@@ -112,15 +113,32 @@ def test_a_shadow_is_compared_and_never_seen(own, make_model, samples):
     assert ask(own, 'v1/models/fashion_mnist/trial', None, 'DELETE')[0] == 200
 
 
+def lose_a_worker(service):
+    "Until there are two again"
+    os.kill(old := min(service.workers()), signal.SIGKILL)
+    end = time.monotonic() + 20
+    while old in service.workers() or len(service.workers()) < 2: assert time.monotonic() < end
+    time.sleep(2) # it loads
+
+
 def test_a_new_worker_serves_what_the_others_do(own, make_model, samples):
-    import psutil
     put(own, model(make_model, 8.0))
     version = ask(own, 'v1/models/fashion_mnist/reload')[1]['version']
     put(own, b'spoilt since')
-    victims = [p for p in psutil.Process(own.pid).children() if 'resource_tracker' not in ' '.join(p.cmdline())]
-    victims[0].kill()
-    time.sleep(3)
+    lose_a_worker(own)
     assert set(versions(own, samples['bag'])) == {version}
+
+
+def test_nor_does_it_take_what_nobody_has_asked_for(started, make_model, samples, tmp_path):
+    put_into = lambda data, name: (tmp_path / f'{name}.onnx').write_bytes(data)
+    put_into(model(make_model), 'fashion_mnist')
+    with started('--port', '0', '--models_dir', str(tmp_path), '--workers', '2', FASHION_DEADLINE='30', FASHION_WATCH='false') as service:
+        before = set(versions(service, samples['bag']))
+        put_into(model(make_model, 8.0), 'fashion_mnist')
+        put_into(model(make_model), 'another')
+        lose_a_worker(service)
+        assert set(versions(service, samples['bag'])) == before
+        assert {ask(service, 'v1/models', None, 'GET')[1]['models'][-1]['name'] for _ in range(20)} == {'fashion_mnist'}
 
 
 def test_not_for_everybody(own, started, models_dir):

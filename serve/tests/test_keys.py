@@ -38,7 +38,7 @@ def test_what_needs_none(guarded):
 def test_a_key_has_its_rate(guarded, samples):
     found = [guarded.post('/v1/predict', content=samples['bag'], headers={'X-API-Key': 'three only'}) for _ in range(5)]
     assert [a.status_code for a in found] == [200] * 3 + [429] * 2
-    assert found[-1].json()['code'] == 'rate_limited' and found[-1].headers['retry-after'] == '1' and '3 per 1 hour' in found[-1].json()['detail']
+    assert found[-1].json()['code'] == 'rate_limited' and 3500 < int(found[-1].headers['retry-after']) <= 3600 and '3 per 1 hour' in found[-1].json()['detail']
     assert guarded.post('/v1/predict', content=samples['bag'], headers={'X-API-Key': 'open sesame'}).status_code == 200 # not that of another
 
 

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import suppress
 from urllib.parse import urlsplit
 
 import psutil
@@ -20,15 +19,6 @@ def two(serve, models_dir):
     service = serve('--port', '0', '--models_dir', str(models_dir), '--workers', '2', '--default_model', 'fashion_mnist', env=dict(os.environ, FASHION_HANG_TIMEOUT='2', FASHION_DEADLINE='30'))
     service.wait()
     return service
-
-
-def workers(service) -> set[int]:
-    "Process ids"
-    found = set()
-    for p in psutil.Process(service.pid).children():
-        with suppress(psutil.Error): # it has just ended
-            if 'resource_tracker' not in ' '.join(p.cmdline()): found.add(p.pid)
-    return found
 
 
 class Load(threading.Thread):
@@ -80,15 +70,15 @@ def wait_for(condition, seconds: float) -> float:
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP], ids=['killed', 'crashed', 'hung'])
 def test_a_worker_that_is_lost_is_replaced(two, samples, how):
-    before, victim = workers(two), min(workers(two))
+    before, victim = two.workers(), min(two.workers())
     with Load(two, samples['bag']) as load:
         wait_for(lambda: len(load.statuses) > 20, 10)
         os.kill(victim, how)
-        print('replaced after', wait_for(lambda: len(workers(two)) == 2 and victim not in workers(two), 12))
+        print('replaced after', wait_for(lambda: len(two.workers()) == 2 and victim not in two.workers(), 12))
         done = len(load.statuses)
         wait_for(lambda: len(load.statuses) > done + 50, 10)
     assert set(load.statuses) == {200} and len(load.lost) <= 4 # one at most for each client
-    assert len(before & workers(two)) == 1
+    assert len(before & two.workers()) == 1
     with urllib.request.urlopen(two.url + 'readyz') as answer: assert answer.status == 200
     two.stop()
 
@@ -98,6 +88,16 @@ def test_no_accepted_request_is_lost_when_it_stops(two, samples):
         wait_for(lambda: len(load.statuses) > 50, 10)
         code, said = two.stop()
     assert (code, said) == (0, '') and set(load.statuses) == {200} and not load.lost, load.lost[:5]
+
+
+def test_one_worker_that_is_told_to_stop_is_replaced_and_newcomers_are_heard(two, samples):
+    old = two.workers()
+    os.kill(min(old), signal.SIGTERM)
+    two.process.send_signal(signal.SIGHUP) # asks for nothing here
+    wait_for(lambda: min(old) not in two.workers() and len(two.workers()) == 2, 20)
+    time.sleep(1)
+    for _ in range(20): assert urllib.request.urlopen(urllib.request.Request(two.url + 'v1/predict', samples['bag']), timeout=5).status == 200
+    assert two.stop() == (0, '')
 
 
 def test_not_ready_before_it_stops_answering(two, samples):
@@ -117,7 +117,7 @@ def test_not_ready_before_it_stops_answering(two, samples):
 
 
 def test_workers_end_with_the_one_that_started_them(two):
-    left = [psutil.Process(pid) for pid in workers(two)]
+    left = [psutil.Process(pid) for pid in two.workers()]
     two.process.kill()
     assert not psutil.wait_procs(left, timeout=10)[1]
 
@@ -150,6 +150,6 @@ def test_connections_are_shared_out(two):
         connection.request('GET', '/livez')
         connection.getresponse().read()
     ours = {connection.sock.getsockname()[1] for connection in kept}
-    counts = [sum(c.raddr.port in ours for c in psutil.Process(pid).net_connections('tcp') if c.raddr) for pid in workers(two)]
+    counts = [sum(c.raddr.port in ours for c in psutil.Process(pid).net_connections('tcp') if c.raddr) for pid in two.workers()]
     for connection in kept: connection.close()
     assert sum(counts) == 12 and min(counts) >= 4, counts
