@@ -1,11 +1,14 @@
 "What a connection may do: raw sockets against a real process, which waits one second and no longer"
+import io
 import json
 import socket
 import threading
 import time
+import urllib.request
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 
 from fashion_serve.settings import load_settings
 from fashion_serve.worker import ServeConfig, Worker
@@ -122,6 +125,33 @@ def test_too_many_of_them_cost_the_connection(address):
         while connection.recv(65536): pass
     except OSError: pass
     assert time.perf_counter() - begun < 5
+
+
+@pytest.mark.parametrize('size', [10_000, 150_000])
+def test_who_has_left_costs_no_inference(started, models_dir, png, size):
+    slow = _white(6000, 4000)
+    with started('--port', '0', '--models_dir', str(models_dir), '--workers', '1', FASHION_DEADLINE='30') as service:
+        url = urlsplit(service.url)
+        connect = lambda: socket.create_connection((url.hostname, url.port), timeout=20)
+        busy = [connect() for _ in range(4)]
+        for connection in busy: connection.sendall(HEAD + b'Content-Length: %d\r\n\r\n' % len(slow) + slow)
+        time.sleep(.1)
+        body = png().ljust(size, b'\0')
+        for _ in range(5):
+            leaving = connect()
+            leaving.sendall(HEAD + b'Content-Length: %d\r\n\r\n' % size)
+            time.sleep(.02)
+            leaving.sendall(body)
+            leaving.close()
+        for connection in busy: assert connection.recv(15) == b'HTTP/1.1 200 OK'
+        time.sleep(.5)
+        metrics = urllib.request.urlopen(service.url + 'metrics', timeout=5).read().decode()
+    assert 'fashion_shed_total{reason="left"} 5.0' in metrics, metrics
+
+
+def _white(width: int, height: int) -> bytes:
+    Image.new('L', (width, height), 255).save(out := io.BytesIO(), 'PNG')
+    return out.getvalue()
 
 
 def test_trailers_are_no_headers(address, samples):
