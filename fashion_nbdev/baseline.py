@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'HISTORY', 'opt_func', 'ResumableLearner', 'fast_dtype', 'Precision', 'keep_memory', 'Reseed',
            'TrainingError', 'Stopped', 'StopOnNaN', 'class_weights', 'make_learner', 'read_checkpoint', 'Checkpoint',
-           'TrainingLog', 'run_metrics', 'check_resumable', 'locked_run', 'fit']
+           'TrainingLog', 'run_metrics', 'teacher_weights', 'check_resumable', 'locked_run', 'fit']
 
 # %% ../nbs/04_baseline.ipynb #cell-3
 import warnings
@@ -14,7 +14,7 @@ import warnings
 warnings.filterwarnings('ignore', '.*torch.jit.script.*', FutureWarning) # fastai 2.8 under torch 2.14 says it at every start
 
 # %% ../nbs/04_baseline.ipynb #cell-5
-import ctypes, os, sys, time
+import ctypes, hashlib, os, sys, time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -271,19 +271,32 @@ def _check_new(run_dir: Path):
     if (run_dir/'metrics.json').is_file(): raise ConfigError(f'{run_dir} holds a run that has ended: give another --run')
     if (run_dir/'checkpoint'/'last.pt').is_file(): raise ConfigError(f'{run_dir} already holds a run: continue it with --resume or give another --run')
 
+def teacher_weights(
+    name: str, # a model file, a run's folder, or one with a network in it
+) -> Path: # a file, which may be missing
+    "Where the weights of a teacher lie"
+    if name.endswith('.onnx'): return Path(name)
+    return next((d for d in (Path(name)/'final_model', Path(name)/'best_model') if d.is_dir()), Path(name))/'model.safetensors'
+
+def _teachers(cfg: Config) -> dict[str, str]: # of each, what identifies its weights
+    files = {name: teacher_weights(name) for name in cfg.train.teachers}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:12] for name, file in files.items() if file.is_file()}
+
 def check_resumable(
     cfg: Config, # the experiment
     run_dir: Path, # runs/<config>/<run>
     train_hash: str, # `data_hash` of the training images
 ): # raises `ConfigError`, or `TrainingError` for a damaged checkpoint
-    "Whether the folder holds an interrupted run of this very experiment, on these images"
+    "Whether the folder holds an interrupted run of this very experiment, on these images, with these teachers"
     if (run_dir/'metrics.json').is_file(): _check_new(run_dir)
     if not (last := run_dir/'checkpoint'/'last.pt').is_file(): raise ConfigError(f'nothing to resume in {run_dir}: it has no checkpoint/last.pt; start it without --resume')
     if (began := load_config(saved := run_dir/'config.yaml')) != cfg:
         old, new = (flatten(asdict(c)) for c in (began, cfg))
         changed = ', '.join(f'{k} is {new[k]!r}, was {old[k]!r}' for k in old if old[k] != new[k])
         raise ConfigError(f'{saved} differs from the configuration given ({changed}): resume with the same one, or start a new run')
-    if read_checkpoint(last)['begun']['train_hash'] != train_hash: raise ConfigError(f'{run_dir} was begun with other training images: bring them back, or start a new run')
+    begun, teachers = read_checkpoint(last)['begun'], _teachers(cfg)
+    if begun['train_hash'] != train_hash: raise ConfigError(f'{run_dir} was begun with other training images: bring them back, or start a new run')
+    if other := [name for name in teachers if begun.get('teachers', teachers).get(name) != teachers[name]]: raise ConfigError(f'{run_dir} was begun with another teacher {", ".join(other)}: bring it back, or start a new run')
 
 # %% ../nbs/04_baseline.ipynb #cell-38
 def _train(learn: Learner, cfg: Config, verbose: bool):
@@ -347,7 +360,7 @@ def fit(
     checkpoint, log = Checkpoint(run_dir/'checkpoint'/'last.pt'), TrainingLog(run_dir/'logs'/'training.log', verbose)
     tracker = Tracker(cfg, run_dir, log.write)
     learn = make_learner(cfg, splits, augment, (*cbs, checkpoint, log, tracker))
-    checkpoint.begun = conditions(command, train_hash=data_hash(splits['train']))
+    checkpoint.begun = conditions(command, train_hash=data_hash(splits['train']), **(dict(teachers=taught) if (taught := _teachers(cfg)) else {}))
     check_resumable(cfg, run_dir, checkpoint.begun['train_hash']) if resume else _check_new(run_dir)
     if resume: checkpoint.load()
     with locked_run(run_dir), _recorded(tracker, log, checkpoint.begun):

@@ -6,7 +6,7 @@
 __all__ = ['ProbeHead', 'Teachers', 'resize', 'OnnxNetwork', 'load_teachers', 'probabilities', 'SoftTargets']
 
 # %% ../nbs/04b_finetune.ipynb #cell-5
-from .baseline import fast_dtype
+from .baseline import fast_dtype, teacher_weights
 from .config import AugmentConfig, TrainConfig
 from .core import ConfigError
 from .data import Split
@@ -97,7 +97,7 @@ class OnnxNetwork(nn.Module):
 # %% ../nbs/04b_finetune.ipynb #b4bb36a8
 def _load_teacher(name: str) -> nn.Module: # raises `ConfigError`
     if name.endswith('.onnx'): return OnnxNetwork(name)
-    return load_model(next((d for d in (Path(name)/'final_model', Path(name)/'best_model') if d.is_dir()), name))
+    return load_model(teacher_weights(name).parent)
 
 def load_teachers(
     cfg: TrainConfig, # its `teachers` and `temperature`
