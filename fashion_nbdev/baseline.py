@@ -279,8 +279,7 @@ def teacher_weights(
     return next((d for d in (Path(name)/'final_model', Path(name)/'best_model') if d.is_dir()), Path(name))/'model.safetensors'
 
 def _teachers(cfg: Config) -> dict[str, str]: # of each, what identifies its weights
-    files = {name: teacher_weights(name) for name in cfg.train.teachers}
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:12] for name, file in files.items() if file.is_file()}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:12] for name in cfg.train.teachers if (file := teacher_weights(name)).is_file()}
 
 def check_resumable(
     cfg: Config, # the experiment

@@ -72,9 +72,9 @@ def with_offsets(
 ) -> bytes: # the same contract
     "A graph that adds a constant to each class's logit"
     model = onnx.load_from_string(onnx_bytes)
-    last = next(n for n in model.graph.node if 'logits' in n.output)
-    last.output[:] = ['offset_before' if name == 'logits' else name for name in last.output]
-    model.graph.initializer.append(numpy_helper.from_array(np.asarray(offsets, np.float32), 'offset_of_class'))
-    model.graph.node.append(helper.make_node('Add', ['offset_before', 'offset_of_class'], ['logits'], 'offset'))
+    last, n = next(n for n in model.graph.node if 'logits' in n.output), len(model.graph.node) # names that a graph with offsets has not
+    last.output[:] = [f'before_offset_{n}' if name == 'logits' else name for name in last.output]
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(offsets, np.float32), f'offset_{n}'))
+    model.graph.node.append(helper.make_node('Add', [f'before_offset_{n}', f'offset_{n}'], ['logits'], f'add_offset_{n}'))
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()

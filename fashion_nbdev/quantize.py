@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPSET', 'ACTIVATIONS', 'RANGES', 'LATENCY_RUNS', 'ServedModel', 'export_onnx', 'as_predictor', 'batch_of',
-           'predict_logits', 'torch_gap', 'quantize_onnx', 'half_onnx', 'Variant', 'median_latency', 'measure_variant',
-           'make_variants', 'choose_variant', 'variants_table', 'fit_temperature']
+           'predict_logits', 'torch_gap', 'quantize_onnx', 'half_onnx', 'Variant', 'median_latency', 'finishing',
+           'measure_variant', 'make_variants', 'choose_variant', 'variants_table', 'fit_temperature']
 
 # %% ../nbs/06a_quantize.ipynb #cell-5
 import logging, tempfile, time
@@ -22,11 +22,14 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
+from .config import ExportConfig
 from .core import ConfigError, lookup
 from .data import Split
 from .evaluate import softmax
 from .fold import feed_pixels, fold_scaling, last_nodes, pixel_grid
+from .mirror import with_mirror
 from .model_file import ModelInfo, pack_model
+from .offsets import useful_offsets, with_offsets
 from .predict import Predictor
 from .rounding import input_moments, round_weights
 
@@ -196,6 +199,21 @@ def median_latency(
         predictor.logits(one)
         times[i] = [clock() - s for clock, s in zip(clocks, start)]
     return tuple((1000 * np.min([np.median(part, 0) for part in np.array_split(times, 5)], 0)).tolist())
+
+# %% ../nbs/06a_quantize.ipynb #3ce1f24a
+def finishing(
+    fp32: bytes, # from `export_onnx`
+    info: ModelInfo, # its description
+    wanted: ExportConfig,
+    valid: Split, # the validation split
+) -> tuple[Callable[[bytes], bytes], dict]: # a function of a graph, and what was found about offsets
+    "What an experiment wants done to every graph"
+    looks = with_mirror if wanted.mirror else bytes
+    if not wanted.offsets: return looks, {}
+    logits = predict_logits(as_predictor(looks(fp32), info), valid.images)
+    offsets, found = useful_offsets(logits, valid.labels, fit_temperature(logits, valid.labels), wanted.max_loss)
+    if offsets is None: return looks, found
+    return lambda graph: with_offsets(looks(graph), offsets), found | dict(offsets=[round(float(b), 4) for b in offsets])
 
 # %% ../nbs/06a_quantize.ipynb #cell-40
 def measure_variant(
