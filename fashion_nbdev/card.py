@@ -230,12 +230,15 @@ def _results(m: Measured, dataset: str) -> list[EvalResult]:
     kinds = (('accuracy', 'Accuracy', 'accuracy'), ('accuracy', 'Top-3 accuracy', 'top_3'), ('f1', 'Macro F1', 'macro_f1'))
     return [EvalResult(**place, metric_type=kind, metric_name=name, metric_value=m.scores[key]) for kind, name, key in kinds if key in m.scores]
 
+_FREE = 'Apache-2.0', 'MIT', 'BSD', 'CC0', 'CC BY 4', 'CC-BY-4' # licences that let a model go its way
+
 def front_matter(
     m: Measured, # from `read_measured`
 ) -> str: # YAML
     "What the Hugging Face hub reads"
     dataset = m.scores['dataset']
-    free = not re.search(r'\bnc\b|non-?commercial|research|licence as|unknown', ' '.join(m.info.licences.values()) or 'unknown', re.IGNORECASE)
+    data, weights = (m.info.licences.get(k, '') for k in ('data', 'weights'))
+    free = data.startswith(_FREE) and weights.startswith(_FREE) and not re.search(r'\bnc\b|non-?commercial|licence as|unknown', weights, re.IGNORECASE) # of the teachers', too
     return ModelCardData(language=['en', 'ru'], license='apache-2.0' if free else 'other', library_name='onnx', pipeline_tag='image-classification',
         tags=['fashion', 'image-classification', 'onnx', 'onnxruntime'] + ['int8']*('8' in m.info.metrics.get('precision', '')), datasets=[ABOUT[dataset].hub] if ABOUT[dataset].hub else None,
         metrics=['accuracy', 'f1'], base_model=_base_model(m.config), model_name=m.info.name, eval_results=_results(m, dataset)).to_yaml()

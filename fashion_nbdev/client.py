@@ -9,7 +9,6 @@ __all__ = ['shrink', 'ServiceError', 'Client', 'AsyncClient']
 import asyncio, io, json, os, time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,7 +18,7 @@ from PIL import Image
 
 from .core import FashionError
 from .image import IMAGE_ERRORS, ImageError, ImageLimits, check_picture, decode_image, image_header
-from .predict import Failure, Prediction, Score, Timing
+from .predict import Failure, Prediction, Score, Timing, read_file
 
 # %% ../nbs/09_client.ipynb #cell-6
 def shrink(
@@ -38,9 +37,7 @@ def shrink(
 # %% ../nbs/09_client.ipynb #cell-8
 def _content(x: Any, max_side: int) -> bytes:
     "The bytes to send for a picture in any form; raises `ImageError`"
-    if isinstance(x, str | os.PathLike):
-        try: x = Path(x).read_bytes()
-        except (OSError, ValueError) as e: raise ImageError('unreadable', f'{str(x)!r} cannot be read ({getattr(e, "strerror", None) or e})') from None
+    if isinstance(x, str | os.PathLike): x = read_file(x)
     elif not isinstance(x, bytes | bytearray | memoryview):
         check_picture(x)
         Image.fromarray(x.squeeze(2) if x.ndim == 3 and x.shape[2] == 1 else x).save(out := io.BytesIO(), 'PNG')

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from itertools import islice
+from itertools import zip_longest
 from threading import Condition
 from typing import Any
 
@@ -129,6 +129,12 @@ class WorkQueue:
             self.changed.notify_all()
 
 
+def fail(future: asyncio.Future, e: Exception):
+    "End a job badly"
+    future.set_exception(e)
+    future.exception() # marks it as seen: whoever should have waited may have left
+
+
 class Batch:
     "Jobs that were taken on together: all of their work counts from now on, though few of them wait for a thread at a time"
     def __init__(self, queue: WorkQueue, jobs: list[Job], ahead: int):
@@ -137,16 +143,16 @@ class Batch:
         queue.promised += self.promised
 
     def __iter__(self) -> Iterator[asyncio.Future]: # what becomes of each, in order
-        todo = iter([job for job in self.jobs if not job.future.done()]) # the others are known to be bad
-        for job in islice(todo, self.ahead): self._put(job)
-        for job in self.jobs:
-            good = not job.future.done() or job.future.exception() is None
+        for job in self.jobs[:self.ahead]: self._put(job)
+        for job, later in zip_longest(self.jobs, self.jobs[self.ahead:]):
             yield job.future
-            if good and (later := next(todo, None)): self._put(later)
+            if later: self._put(later)
 
     def _put(self, job: Job):
+        if job.future.done(): return # it is known to be bad
         self._give_back(job.cost)
-        self.queue.put(job)
+        try: self.queue.put(job)
+        except Problem as e: fail(job.future, e) # its own line says so, and those that are done are still sent
 
     def _give_back(self, seconds: float): self.promised, self.queue.promised = self.promised - seconds, self.queue.promised - seconds
 

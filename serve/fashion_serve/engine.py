@@ -10,7 +10,7 @@ from filelock import Timeout
 
 from fashion_nbdev.core import FashionError
 from fashion_nbdev.image import ImageError, image_header
-from fashion_serve.admission import Batch, Gone, Job, Lane, WorkQueue, never
+from fashion_serve.admission import Batch, Gone, Job, Lane, WorkQueue, fail, never
 from fashion_serve.errors import Problem, log
 from fashion_serve.metrics import READY, SHADOWS, SHED, WAIT, WAITING
 from fashion_serve.registry import Registry, Trial
@@ -115,7 +115,7 @@ class Engine:
             pixels, future = self.pixels(data), loop.create_future()
             bad = isinstance(pixels, Exception)
             jobs.append(Job(kind, data, 0 if bad else pixels, 0.0 if bad else kind.pace.estimate(pixels), begun + allowed, future, Lane.BATCH, gone))
-            if bad: _fail(future, pixels)
+            if bad: fail(future, pixels)
         self._admit(sum(job.cost for job in jobs), Lane.BATCH, allowed)
         return Batch(self.queue, jobs, ahead=2 * self.settings.threads)
 
@@ -162,9 +162,4 @@ class Engine:
 def _deliver(found: list[tuple[Job, Answer | Exception]]):
     for job, answer in found:
         if job.future.done(): continue # nobody waits for it
-        _fail(job.future, answer) if isinstance(answer, Exception) else job.future.set_result(answer)
-
-
-def _fail(future: asyncio.Future, e: Exception):
-    future.set_exception(e)
-    future.exception() # marks it as seen: whoever should have waited may have left
+        fail(job.future, answer) if isinstance(answer, Exception) else job.future.set_result(answer)

@@ -49,7 +49,8 @@ class Registry:
 
     def load(self):
         "Open all models for the first time; raises `FashionError`"
-        plan = self.board.plan() if self.board.plan().models else self._first_plan()
+        plan = self.board.plan()
+        if not plan.models: plan = self._first_plan()
         self.default = pick_default(list(plan.models), self.settings.default_model)
         for name, version in plan.models.items(): self._serve(self._open(name, self.board.file(version)))
         for name, trial in plan.trials.items(): self._try(name, trial)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from fashion_serve.admission import LARGE, Batch, Job, Lane, Pace, WorkQueue
+from fashion_serve.admission import LARGE, Batch, Job, Lane, Pace, WorkQueue, fail
 from fashion_serve.errors import Problem
 
 
@@ -76,6 +76,23 @@ def test_all_of_a_batch_counts_at_once(job):
     assert queue.waiting() == 3 and queue.wait(Lane.BATCH) == 5
     batch.end() # its client has left
     assert queue.wait(Lane.BATCH) == 3
+
+
+def test_a_batch_that_cannot_go_on_says_so_for_each_picture(job):
+    queue = WorkQueue(1)
+    batch = Batch(queue, [job(1.0, lane=Lane.BATCH) for _ in range(3)], ahead=1)
+    coming = iter(batch)
+    next(coming).set_result('done')
+    queue.close()
+    assert [future.exception().code for future in coming] == ['not_ready'] * 2 and batch.promised == 0
+
+
+def test_a_batch_goes_on_after_pictures_that_fail(job):
+    queue = WorkQueue(1)
+    batch = Batch(queue, [job(1.0, lane=Lane.BATCH) for _ in range(5)], ahead=2)
+    for future in batch:
+        while queue.waiting(): fail(queue.take()[0].future, ValueError('not a picture'))
+        assert future.done()
 
 
 def test_time_is_given_back_only_when_work_is_done(job):

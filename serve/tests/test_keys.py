@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 from fashion_nbdev.core import ConfigError
 from fashion_serve.keys import read_keys
 from fashion_serve.main import create_app
-from fashion_serve.settings import Settings
+from fashion_serve.settings import Settings, load_settings
 
 
 def digest(key: str) -> str: return hashlib.sha256(key.encode()).hexdigest()
@@ -49,6 +49,11 @@ def test_a_mistake_in_the_file_is_one_line(tmp_path, models_dir, text, words):
     with pytest.raises(ConfigError, match=words) as e: create_app(Settings(models_dir=models_dir, keys_file=path))
     assert 'secret' not in str(e.value)
     with pytest.raises(ConfigError, match='cannot be read'): read_keys(tmp_path / 'nowhere')
+
+
+def test_a_key_given_for_its_hash_is_not_shown():
+    with pytest.raises(ConfigError, match='--admin_key_sha256 cannot be that') as e: load_settings(admin_key_sha256='open sesame')
+    assert 'sesame' not in str(e.value)
 
 
 def test_everybody_where_no_keys_are_set(settings, samples, running):
