@@ -6,7 +6,7 @@
 __all__ = ['runtimes', 'race', 'fashion_runtimes']
 
 # %% ../nbs/08c_runtimes.ipynb #cell-3
-import importlib, importlib.util, time
+import importlib, time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,13 @@ from .benchmark import command_line
 from .core import ConfigError, command, model_path
 from .predict import Predictor
 from .results import conditions, write_results
+from .session import offered_providers
 from .timing import spread, time_calls
 
 # %% ../nbs/08c_runtimes.ipynb #cell-6
-def _onnx(path: Path, threads: int, provider: str = 'cpu') -> Callable: return Predictor.load(path, provider, threads).logits
+_SHOWN = dict(cpu='ONNX Runtime', openvino='OpenVINO', cuda='ONNX Runtime, CUDA', tensorrt='ONNX Runtime, TensorRT')
 
-def _openvino(path: Path, threads: int) -> Callable:
-    ov = importlib.import_module('openvino')
-    net = ov.Core().compile_model(str(path), 'CPU', {'INFERENCE_NUM_THREADS': threads, 'PERFORMANCE_HINT': 'LATENCY'})
-    return lambda images: net(images)[net.output(0)]
+def _onnx(path: Path, threads: int, provider: str) -> Callable: return Predictor.load(path, provider, threads).logits
 
 def _torch(run: Path, threads: int, compiled: bool = False) -> Callable:
     import torch
@@ -41,10 +39,6 @@ def _torch(run: Path, threads: int, compiled: bool = False) -> Callable:
         return forward((x - mean)/std).numpy()
     return logits
 
-def _gpu(provider: str) -> bool:
-    import onnxruntime as ort
-    return {'cuda': 'CUDAExecutionProvider', 'tensorrt': 'TensorrtExecutionProvider'}[provider] in ort.get_available_providers()
-
 # %% ../nbs/08c_runtimes.ipynb #cell-7
 def runtimes(
     shipped: Path, # the INT8 .onnx file
@@ -53,13 +47,10 @@ def runtimes(
     threads: int = 1,
 ) -> dict[str, Callable]: # name -> from uint8 [n, height, width, channels] to logits [n, classes]
     "Every way to run the network that this machine has; the first is the shipped one"
-    found = {'ONNX Runtime, shipped': _onnx(shipped, threads)}
-    vino = importlib.util.find_spec('openvino') is not None
-    if vino: found['OpenVINO, shipped'] = _openvino(shipped, threads)
-    if fp32: found['ONNX Runtime, FP32'] = _onnx(fp32, threads)
-    if fp32 and vino: found['OpenVINO, FP32'] = _openvino(fp32, threads)
+    offered, files = offered_providers(), {'shipped': shipped} | ({'FP32': fp32} if fp32 else {})
+    found = {f'{_SHOWN[p]}, {kind}': _onnx(path, threads, p) for kind, path in files.items() for p in ('cpu', 'openvino') if p in offered}
     if run: found |= {'PyTorch, eager': _torch(run, threads), 'PyTorch, compiled': _torch(run, threads, compiled=True)}
-    return found | {f'ONNX Runtime, {provider}': _onnx(fp32 or shipped, threads, provider) for provider in ('cuda', 'tensorrt') if _gpu(provider)}
+    return found | {_SHOWN[p]: _onnx(fp32 or shipped, threads, p) for p in ('cuda', 'tensorrt') if p in offered}
 
 # %% ../nbs/08c_runtimes.ipynb #cell-9
 def race(

@@ -19,7 +19,7 @@ from .core import ConfigError, command, model_path, usable_cores
 from .load import closed_loop, http_request, measured, null_server, open_loop, pictures, running_service, summary, usage
 from .predict import Predictor
 from .results import conditions, write_results
-from .sla import AIMED, RATES, sla_rows, sla_table
+from .sla import AIMED, RATES, load_title, sla_rows, sla_table
 from .timing import BenchmarkError, spread
 
 # %% ../nbs/08b_stress.ipynb #cell-7
@@ -199,23 +199,25 @@ def fashion_load(
     rate: float = 0.0, # requests a second; that of the promise if not given
     seconds: float = 30.0, # of the steady part; the others are shorter
     soaked: int = 0, # then so many requests, to see whether memory grows
+    provider: str = 'cpu', # what runs the models in the service that is started; openvino is quicker on CPUs with AMX
     folder: str = '', # of JPEG and PNG files to ask about; drawn ones if not given
     no_overload: bool = False, # only the steady rate (and --soaked)
-    out: str = 'results', # folder for load_MODEL.json
+    out: str = 'results', # folder for load_MODEL.json, or load_MODEL_PROVIDER.json
 ) -> dict:
     "Ask a service as many customers would, and as too many would, and say whether it keeps its promises"
     if model not in RATES and not rate: raise ConfigError(f'--rate must be given for {model}: promises are known for {", ".join(RATES)}')
     promised = RATES.get(model, rate)
     rate, data = rate or promised, pictures(model, folder)
-    with running_service() if not url else _given(url) as address:
-        found = dict(model=model, version=_ask(address, f'/v1/models/{model}')['version'], rate=rate) | (dict(url=url) if url else {})
+    with running_service(provider=provider) if not url else _given(url) as address:
+        found = dict(model=model, **{k: _ask(address, f'/v1/models/{model}')[k] for k in ('version', 'provider')}, rate=rate) | (dict(url=url) if url else {})
         open_loop(address, _requests(model, data), min(rate, 20), 2) # the service learns its pace
         for name, value, words in _parts(address, model, data, rate, seconds, soaked, no_overload, here=not url):
             found[name] = value
             print(words, flush=True)
-    line = command_line('fashion_load', url=url, model=model, rate=f'{rate:g}', seconds=f'{seconds:g}', soaked=soaked, folder=folder, no_overload=no_overload)
-    print(f'  -> {write_results(Path(out)/f"load_{model}.json", found, **conditions(line, n_runs=found["steady"]["n"]))}')
-    if model in RATES: print(sla_table([r for r in sla_rows(model, out, found['version']) if r['source'].startswith('load')]))
+    line = command_line('fashion_load', url=url, model=model, rate=f'{rate:g}', seconds=f'{seconds:g}', soaked=soaked, provider=provider.replace('cpu', ''), folder=folder, no_overload=no_overload)
+    file = '_'.join(['load', model] + [found['provider']]*(found['provider'] != 'cpu')) + '.json'
+    print(f'  -> {write_results(Path(out)/file, found, **conditions(line, n_runs=found["steady"]["n"]))}')
+    if model in RATES and found['provider'] == 'cpu': print(sla_table([r for r in sla_rows(model, out, found['version']) if r['source'].startswith('load')]))
     return found
 
 # %% ../nbs/08b_stress.ipynb #cell-24
@@ -232,6 +234,6 @@ def plot_stages(
             ax.barh(0, ms, left=left, color=color, edgecolor='white')
             if ms > .06*r['steady']['mean_ms']: ax.text(left + ms/2, 0, f'{name}\n{ms:.2g}', ha='center', va='center', fontsize=8, color='white' if color in ('#4292c6', '#08519c') else 'black')
             left += ms
-        ax.set_title(f'{r["model"]}: {r["steady"]["mean_ms"]:.2g} ms on average at {r["rate"]:g}/s', fontsize=9, loc='left')
+        ax.set_title(f'{load_title(r)}: {r["steady"]["mean_ms"]:.2g} ms on average at {r["rate"]:g}/s', fontsize=9, loc='left')
         ax.set_axis_off()
     return fig

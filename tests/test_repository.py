@@ -21,7 +21,7 @@ TRUTH = {'true', 'false'}
 DIRECTIVES = { # every directive in use -> what may follow it (None: one module's name)
     'default_exp': None, 'export': {''}, 'exporti': {''}, 'hide': {''}, 'eval': {'false'}, 'echo': TRUTH, 'output': TRUTH,
     'warning': TRUTH, 'code-fold': TRUTH, **{flag: {''} for flag in FLAGS}}
-LIGHT = {'core', 'formats', 'image', 'model_file', 'tables', 'predict'} # what serving imports
+LIGHT = {'core', 'formats', 'image', 'model_file', 'session', 'tables', 'predict'} # what serving imports
 TORCH_FREE = LIGHT | {'config', 'files', 'photos', 'splits', 'data', 'report', 'results', 'evaluate', 'shifts', 'timing', 'sla', 'benchmark'}
 PYTHONS = ('3.11', '3.12', '3.13')
 NOTEBOOKS = pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.stem)

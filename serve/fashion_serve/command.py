@@ -29,11 +29,12 @@ def fashion_serve(
     port: int = None, # port to listen on (default 8000; 0 takes any free one)
     models_dir: str = None, # folder of .onnx files (default: the models that are shipped)
     default_model: str = None, # model that answers when a request names none (default: clothing, else the first)
+    provider: str = None, # what runs the models: cpu, openvino, cuda, tensorrt, or auto for the best that works (default cpu)
     workers: int = None, # processes that answer (default: the cores usable)
     threads: int = None, # pictures that each of them works on at once (default: 1)
 ):
     "Serve the models and the page over HTTP; FASHION_HOST, FASHION_PORT, ... set the same"
-    settings = load_settings(host=host, port=port, models_dir=models_dir, default_model=default_model, workers=workers, threads=threads)
+    settings = load_settings(host=host, port=port, models_dir=models_dir, default_model=default_model, provider=provider, workers=workers, threads=threads)
     with bind(settings.host, settings.port) as sock, tempfile.TemporaryDirectory(prefix='fashion_serve-') as board:
         config = ServeConfig(settings, board)
         config.board.metrics.mkdir()

@@ -9,9 +9,9 @@ from PIL import Image
 
 from fashion_nbdev.core import ConfigError, models_dirs
 from fashion_nbdev.golden import check_golden
-from fashion_nbdev.image import ImageLimits
-from fashion_nbdev.predict import Predictor
+from fashion_nbdev.predict import ModelInfo, Predictor
 from fashion_serve.admission import Pace
+from fashion_serve.settings import Settings
 
 BATCHES = (2, 4, 8) # pictures that may go through a network together
 GAIN = 1.1 # how many times faster that must be
@@ -52,12 +52,12 @@ class Model:
     def version(self) -> str: return self.predictor.info.version
 
 
-def open_model(name: str, data: bytes, limits: ImageLimits) -> Model:
+def open_model(name: str, data: bytes, settings: Settings) -> Model:
     "Verify, warm up and measure a model, and see that it gives the answers it is known for; raises `ModelError`"
-    predictor = Predictor(data, limits=limits)
+    predictor = Predictor(data, settings.provider, limits=settings.limits)
     check_golden(predictor)
     i, batch = predictor.info, _best_batch(predictor)
-    one = _seconds(predictor.logits, np.zeros((1, i.height, i.width, i.channels), np.uint8))
+    one = _seconds(predictor.logits, _blank(i, 1))
     return Model(name, predictor, batch, Pace(_first_answers(predictor)), Pace(one / 10, one / (i.height * i.width / 1e6)))
 
 
@@ -70,13 +70,15 @@ def _first_answers(predictor: Predictor, n: int = 3) -> float:
 
 def _best_batch(predictor: Predictor) -> int:
     "The smallest batch that is nearly as fast, for each picture, as the fastest; 1 where batches gain nothing"
-    i = predictor.info
-    def each(n):
-        images = np.zeros((n, i.height, i.width, i.channels), np.uint8)
-        return min(_seconds(predictor.logits, images) for _ in range(3)) / n
-    times = {n: each(n) for n in (1, *BATCHES)}
+    times = {n: min(_seconds(predictor.logits, _blank(predictor.info, n)) for _ in range(3)) / n for n in (1, *BATCHES)}
     if times[1] < GAIN * min(times.values()): return 1
-    return next(n for n, t in times.items() if t <= 1.05 * min(times.values()))
+    batch = next(n for n, t in times.items() if t <= 1.05 * min(times.values()))
+    for n in range(1, batch): predictor.logits(_blank(predictor.info, n)) # OpenVINO prepares itself for each number of pictures
+    return batch
+
+
+def _blank(i: ModelInfo, n: int) -> np.ndarray:
+    return np.zeros((n, i.height, i.width, i.channels), np.uint8)
 
 
 def _seconds(call, *args) -> float:

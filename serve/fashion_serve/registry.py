@@ -68,7 +68,7 @@ class Registry:
             return plan
 
     def _open(self, name: str, path: Path) -> Model:
-        return open_model(name, read_model(path)[0], self.settings.limits)
+        return open_model(name, read_model(path)[0], self.settings)
 
     def _serve(self, model: Model):
         old = self.models.get(model.name)
@@ -127,7 +127,7 @@ class Registry:
         if path is None: raise Problem('bad_model', f'there is no file for it: {name}.onnx, or {name}.next.onnx to try one')
         def verify() -> tuple[str, bytes]: # and warm it up, before anything changes
             data = read_model(path)[0]
-            return open_model(name, data, self.settings.limits).version, data
+            return open_model(name, data, self.settings).version, data
         try: version, data = await asyncio.to_thread(verify)
         except FashionError as e: raise Problem('bad_model', f'nothing was changed: {e}') from None
         await self._agree(lambda plan: (self.board.keep(version, data), edit(plan, version)))

@@ -1,5 +1,6 @@
 "What can be set: arguments of `fashion_serve`, or environment variables such as FASHION_PORT"
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,6 +17,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65_535, description='port to listen on; 0 takes any free one')
     models_dir: Path | None = Field(None, description='folder of .onnx files; unset: the models that are shipped')
     default_model: str | None = Field(None, description='model that answers when a request names none')
+    provider: Literal['cpu', 'openvino', 'cuda', 'tensorrt', 'auto'] = Field('cpu', description='what runs the models; auto: the best that works')
     workers: int = Field(default_factory=usable_cores, ge=1, le=256, description='processes that answer; unset: the cores usable')
     threads: int = Field(1, ge=1, le=256, description='pictures that each of them works on at once')
     keys_file: Path | None = Field(None, description="file of lines 'name sha256 [rate]': who may ask, and how often; unset: everybody")

@@ -25,6 +25,21 @@ def test_one(client):
     assert (body['height'], body['width'], body['channels'], body['resize']) == (28, 28, 1, 'fashion_mnist')
 
 
+def test_what_is_shipped_runs_in_openvino(running, samples):
+    pytest.importorskip('openvino', reason='openvino is not installed: pip install "fashion_nbdev[openvino]"')
+    with running(Settings(provider='openvino', deadline=60, workers=1)) as client:
+        assert {model['provider'] for model in client.get('/v1/models').json()['models']} == {'openvino'}
+        found = client.post('/v1/predict?model=fashion_mnist', content=samples['bag']).json()
+    assert found['predictions'][0]['label'] == 'bag' and found['predictions'][0]['probability'] > .9
+
+
+def test_a_provider_that_is_not_there_is_named(running, models_dir):
+    app = create_app(Settings(models_dir=models_dir, provider='tensorrt'))
+    with TestClient(app) as client:
+        client.portal.call(app.state.engine.settled.wait)
+        assert "provider 'tensorrt' is not offered by this installation: choose one of cpu" in client.get('/readyz').json()['detail']
+
+
 def test_clothing_is_the_default():
     assert pick_default(['a', 'clothing'], None) == 'clothing'
     assert pick_default(['b', 'c'], None) == 'b'
