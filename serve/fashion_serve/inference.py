@@ -22,6 +22,7 @@ from fashion_serve.work import Infer
 
 HEADER = 'inference-header-content-length' # where the JSON of a binary body ends
 MAX_IMAGES = 64 # of one request
+MAX_JSON = 1_000_000 # bytes; while it is read nobody else is answered, and millions of numbers in nested lists take most of a second
 OUTPUTS = 'logits', 'probabilities'
 
 v2 = APIRouter(prefix='/v2', tags=['Open Inference Protocol'])
@@ -57,6 +58,7 @@ def parse(body: bytes, header: str | None) -> tuple[InferRequest, bytes]:
     if header is not None:
         if not (header.isascii() and header.isdigit() and len(header) <= 12 and int(header) <= size): raise _wrong(f'Inference-Header-Content-Length must be a number from 0 to {size}, the length of the body')
         size = int(header)
+    if size > MAX_JSON: raise Problem('too_large', f'the JSON of a request may have {MAX_JSON:,} bytes, but has {size:,}: send the pictures as binary data behind it')
     try: return msgspec.json.decode(body[:size], type=InferRequest), body[size:]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e: raise _wrong(f'the request is not as the protocol has it: {e}') from None
 
@@ -166,7 +168,7 @@ async def metadata(engine: EngineDep, name: Name, version: str | None = None) ->
     "One input, image; logits and calibrated probabilities as outputs."
     model = _model(engine, name, version)
     i = model.predictor.info
-    return dict(name=name, versions=[i.version], platform='onnxruntime_onnx', inputs=[dict(name='image', datatype='UINT8', shape=[-1, i.height, i.width, i.channels])],
+    return dict(name=name, versions=[i.version], platform='openvino' if model.predictor.provider == 'openvino' else 'onnxruntime_onnx', inputs=[dict(name='image', datatype='UINT8', shape=[-1, i.height, i.width, i.channels])],
                 outputs=[dict(name=output, datatype='FP32', shape=[-1, len(i.labels)]) for output in OUTPUTS])
 
 

@@ -17,7 +17,7 @@ BATCH_BODY = {'requestBody': {
     'content': {'multipart/form-data': {'schema': {'type': 'object', 'required': ['file'], 'properties': {'file': {'type': 'array', 'items': _BINARY['schema']}}}}}}}
 TENSOR_BODY = {'requestBody': {
     'required': True,
-    'description': 'JSON of the Open Inference Protocol, or with `Inference-Header-Content-Length` JSON followed by the bytes of the tensor.',
+    'description': 'At most 1,000,000 bytes of JSON of the Open Inference Protocol, or with `Inference-Header-Content-Length` such JSON followed by the bytes of the tensor.',
     'content': {'application/octet-stream': _BINARY, 'application/json': {'schema': {'type': 'object', 'required': ['inputs'], 'properties': {
         'id': {'type': 'string'}, 'parameters': {'type': 'object'},
         'inputs': {'type': 'array', 'items': {'type': 'object', 'required': ['name', 'shape', 'datatype'], 'properties': {

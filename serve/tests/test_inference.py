@@ -83,8 +83,8 @@ def wrong(**changes) -> dict: return dict(inputs=[dict(name='image', datatype='U
     (wrong(name='x'), 'one input, image'), (wrong(datatype='FP32'), 'but must be UINT8'), (wrong(shape=[1, 3, 224, 224]), 'but must be UINT8'), (wrong(shape=[0, 28, 28, 1]), 'but must be UINT8'),
     (wrong(shape=[1000, 28, 28, 1]), 'but must be UINT8'), (wrong(shape=[-1, 28, 28, 1]), 'but must be UINT8'), (wrong(data=[0] * 783), '783 values'), (wrong(data=[300] * 784), 'from 0 to 255'),
     (wrong(data=[-1] * 784), 'from 0 to 255'), (wrong(data=[.5] * 784), 'whole numbers'), (wrong(data=['a'] * 784), 'whole numbers'), (wrong(data=[[1], [2, 3]]), 'one shape'), (wrong(data=None), 'needs data'),
-    (wrong(data=[10**30] * 784), 'whole numbers'), (wrong(data=['a' * 1_000_000] + [0] * 783), 'whole numbers'), (wrong(data=[True] * 784), 'whole numbers'), (wrong(data=[[[]]] * 784), '0 values'), (wrong(data=[1, [2]]), 'one shape'),
-    (wrong(datatype='x' * 1_000_000), "but must be UINT8"), (wrong() | {'outputs': [{'name': 'logits'}] * 5500}, 'more than once'), (wrong(parameters={'binary_data_size': 5}), 'binary_data_size must be'),
+    (wrong(data=[10**30] * 784), 'whole numbers'), (wrong(data=['a' * 900_000] + [0] * 783), 'whole numbers'), (wrong(data=[True] * 784), 'whole numbers'), (wrong(data=[[[]]] * 784), '0 values'), (wrong(data=[1, [2]]), 'one shape'),
+    (wrong(datatype='x' * 900_000), "but must be UINT8"), (wrong() | {'outputs': [{'name': 'logits'}] * 5500}, 'more than once'), (wrong(parameters={'binary_data_size': 5}), 'binary_data_size must be'),
     (wrong() | {'outputs': [{'name': 'x'}]}, "no output 'x'"), (wrong() | {'outputs': [{'name': 'logits', 'parameters': {'classification': 'many'}}]}, 'whole number of classes')])
 def test_what_is_wrong_is_said(client, body, words):
     answer = client.post(PATH, content=body if isinstance(body, bytes) else json.dumps(body))
@@ -95,6 +95,13 @@ def test_what_is_wrong_is_said(client, body, words):
 def test_a_lying_header(client, images, header):
     answer = client.post(PATH, content=binary(images)[0], headers={'Inference-Header-Content-Length': header})
     assert (answer.status_code, answer.json()['code']) == (400, 'bad_tensor')
+
+
+def test_much_json_is_refused_before_it_is_read(client, images):
+    body = json.dumps(request_of(images[:1])).encode()
+    assert client.post(PATH, content=body.ljust(1_000_000)).status_code == 200
+    refused = client.post(PATH, content=body.ljust(1_000_001))
+    assert (refused.status_code, refused.json()['code']) == (413, 'too_large') and 'as binary data' in refused.json()['detail']
 
 
 def test_too_large(client): assert client.post(PATH, content=b' ' * 10_000_001).json()['code'] == 'too_large'
