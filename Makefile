@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 # Not taken from the environment (conda and some shells set HOST): make run HOST=0.0.0.0 PORT=8080
 HOST = 127.0.0.1
 PORT = 8000
+PROVIDER = cpu
+export PROVIDER
 PYTHON ?=
 export PYTHON
 
@@ -22,9 +24,9 @@ quiet := env -u IN_TEST OMP_NUM_THREADS=1
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
 
-run: serve-env ## serve the shipped models and the page (HOST=127.0.0.1 PORT=8000)
+run: serve-env ## serve the shipped models and the page (HOST=127.0.0.1 PORT=8000 PROVIDER=cpu, or openvino)
 	@echo "Starting the service; Ctrl-C ends it."
-	@exec .venv-serve/bin/fashion_serve --host "$(HOST)" --port "$(PORT)"
+	@exec .venv-serve/bin/fashion_serve --host "$(HOST)" --port "$(PORT)" --provider "$(PROVIDER)"
 
 serve-env: ## make .venv-serve, the serving environment, without torch
 	@scripts/environment.sh serve

@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PINS = 'constraints.txt', 'serve/requirements.txt', 'serve/build-requirements.txt'
+PINS = 'constraints.txt', 'serve/requirements.txt', 'serve/openvino-requirements.txt', 'serve/build-requirements.txt'
 EXCEPTION = re.compile(r'(?P<id>(?:GHSA|CVE|PYSEC)-[\w-]+) (?P<until>\d{4}-\d\d-\d\d) (?P<why>\S.{9,})')
 
 

@@ -30,7 +30,8 @@ find_python() {
 case ${1:-} in
     python) find_python; exit ;;
     serve) venv=.venv-serve needs="the serving environment, without torch, under a minute"
-           inputs="serve/requirements.txt serve/build-requirements.txt pyproject.toml" ;;
+           inputs="serve/requirements.txt serve/build-requirements.txt pyproject.toml"
+           if [ "${PROVIDER:-}" = openvino ]; then inputs="serve/openvino-requirements.txt $inputs"; fi ;;
     dev)   venv=.venv needs="the development environment, about 7 GB, several minutes"
            inputs="constraints.txt pyproject.toml" ;;
     *)     echo "environment.sh: say serve, dev or python, not '${1:-}'" >&2; exit 2 ;;
@@ -65,7 +66,8 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 if [ "$1" = serve ]; then
     rm -rf "$venv"
     "$python" -m venv "$venv"
-    pip install --quiet --require-hashes -r serve/requirements.txt -r serve/build-requirements.txt
+    # shellcheck disable=SC2046 # two words, or none
+    pip install --quiet --require-hashes $(printf -- '-r %s ' ${inputs% pyproject.toml})
     pip install --quiet --no-deps --no-build-isolation --editable .
 else
     # A finished environment is brought up to date in place; an interrupted one has no stamp and is made anew.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# lock.sh PYTHON: write constraints.txt and the two hashed files of serve/ from pyproject.toml (make lock).
+# lock.sh PYTHON: write constraints.txt and the three hashed files of serve/ from pyproject.toml (make lock).
 # Existing pins are kept where they still fit; UPGRADE=1 takes the newest of everything.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -30,6 +30,12 @@ cat > "$work/header.txt" <<'TXT'
 # Made from pyproject.toml by `make lock` (uv pip compile --universal --generate-hashes); do not edit.
 TXT
 UPGRADE=1 compile serve/requirements.txt pyproject.toml --extra serve --generate-hashes --constraint constraints.txt
+
+cat > "$work/header.txt" <<'TXT'
+# For PROVIDER=openvino, beside requirements.txt: the versions of constraints.txt, with hashes.
+# Made from pyproject.toml by `make lock` (uv pip compile --universal --generate-hashes); do not edit.
+TXT
+UPGRADE=1 compile serve/openvino-requirements.txt pyproject.toml --extra openvino --generate-hashes --constraint constraints.txt
 
 cat > "$work/header.txt" <<'TXT'
 # What builds this project's own package: the versions of constraints.txt, with hashes.

@@ -228,7 +228,9 @@ def test_serving_pins_agree_with_the_others(machine):
     everything, build = pinned('constraints.txt', **machine), pinned('serve/build-requirements.txt', **machine)
     serving = pinned('serve/requirements.txt', **machine)
     assert set(required('serve')) <= set(serving) and set(required('build', core=False)) <= set(build), 'run `make lock`'
-    assert not (serving | build).items() - everything.items(), 'run `make lock`'
+    openvino = pinned('serve/openvino-requirements.txt', **machine)
+    assert not (serving | openvino | build).items() - everything.items(), 'run `make lock`'
+    assert set(required('openvino')) <= set(openvino), 'run `make lock`'
     assert not {'torch', 'torchvision', 'fastai', 'timm', 'matplotlib', 'pandas'} & set(serving)
 
 
@@ -256,7 +258,7 @@ def test_pins_hold_here_to_the_last_package():
     assert not other, f'installed and pinned versions differ: {other}; run `make env`'
 
 
-@pytest.mark.parametrize('name', ['serve/requirements.txt', 'serve/build-requirements.txt'])
+@pytest.mark.parametrize('name', ['serve/requirements.txt', 'serve/openvino-requirements.txt', 'serve/build-requirements.txt'])
 def test_serving_pins_have_hashes(name):
     for block in re.split(r'\n(?=[a-z])', (ROOT/name).read_text())[1:]:
         assert re.search(r'--hash=sha256:[0-9a-f]{64}', block), block.splitlines()[0]
