@@ -8,7 +8,7 @@ __all__ = ['LABELS', 'FashionError', 'ConfigError', 'Label', 'lookup', 'labels_o
 
 # %% ../nbs/00_core.ipynb #cell-3
 import math, os, random, signal, sys, tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
@@ -169,9 +169,16 @@ def model_path(
     raise ConfigError(f'no model {str(name)!r}: give the path of an .onnx file or one of {", ".join(found) or "(none found)"}')
 
 # %% ../nbs/00_core.ipynb #87e74777
+def _affinity() -> int: # of all threads together: OpenMP may have tied each to a core of its own (OMP_PROC_BIND), the first one too
+    if not hasattr(os, 'sched_getaffinity'): return os.cpu_count() or 1
+    cores = os.sched_getaffinity(0)
+    for thread in Path('/proc/self/task').glob('*'):
+        with suppress(ProcessLookupError): cores |= os.sched_getaffinity(int(thread.name))
+    return len(cores)
+
 def usable_cores() -> int: # at least 1
     "Cores that this process may use: its affinity, and the quota of its control group"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    cores = _affinity()
     try: quota, period = Path('/sys/fs/cgroup/cpu.max').read_text(encoding='ascii').split()
     except (OSError, ValueError): return cores
     return cores if quota == 'max' else max(1, min(cores, math.ceil(int(quota)/int(period))))
