@@ -16,7 +16,7 @@ import numpy as np
 from .core import command, model_path
 from .predict import Predictor
 from .results import conditions, read_results, write_results
-from .sla import RATES, cost_per_thousand, sla_rows, sla_table
+from .sla import RATES, cost_per_thousand, record_file, sla_rows, sla_table
 from .timing import BenchmarkError, compare_speed, measure_latency, measure_throughput, product_photo
 
 # %% ../nbs/08_benchmark.ipynb #cell-8
@@ -31,7 +31,7 @@ def peak_mb():
     except ImportError: return None # Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 1e6
 imported, imported_mb = time.perf_counter(), peak_mb()
-predictor = Predictor.load(sys.argv[1], threads=int(sys.argv[2]))
+predictor = Predictor.load(sys.argv[1], sys.argv[2], int(sys.argv[3]))
 loaded = time.perf_counter()
 predictor.predict(sys.stdin.buffer.read())
 done = time.perf_counter()
@@ -40,10 +40,10 @@ print(json.dumps(dict(import_ms=1000 * (imported - start), load_ms=1000 * (loade
 '''
 
 # %% ../nbs/08_benchmark.ipynb #cell-9
-def _first_answer(path: Path, photo: bytes, threads: int) -> dict:
+def _first_answer(path: Path, photo: bytes, threads: int, provider: str) -> dict:
     "One fresh process, timed from outside"
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, '-c', _CHILD, str(path), str(threads)], input=photo, capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, '-c', _CHILD, str(path), provider, str(threads)], input=photo, capture_output=True, timeout=120)
     total = 1000 * (time.perf_counter() - start)
     if done.returncode: raise BenchmarkError(f'a fresh process could not predict: {last_line(done.stderr)}')
     return dict(total_ms=total, **json.loads(done.stdout))
@@ -62,9 +62,10 @@ def measure_cold_start(
     photo: bytes, # an encoded image
     runs: int = 5, # fresh processes
     threads: int = 1, # of the Predictor
+    provider: str = 'cpu', # likewise
 ) -> dict: # medians: total_ms (with Python's own start and end), import_ms, load_ms, predict_ms, imported_mb, peak_mb (1 MB is 10^6 bytes; None on Windows)
     "Time and memory of a fresh process that loads the model and answers once; files are in the page cache"
-    return _medians([_first_answer(Path(path), photo, threads) for _ in range(runs)])
+    return _medians([_first_answer(Path(path), photo, threads, provider) for _ in range(runs)])
 
 # %% ../nbs/08_benchmark.ipynb #cell-13
 def free_port() -> int: # of this machine
@@ -91,11 +92,11 @@ def serve_command() -> str | None: # None where the service is not installed
     "The console script `fashion_serve`, that of this Python first"
     return shutil.which('fashion_serve', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')]))
 
-def _start_service(models_dir: Path, timeout: float) -> dict:
+def _start_service(models_dir: Path, timeout: float, provider: str) -> dict:
     "Start the service once, wait until it is ready, stop it"
     port, log = free_port(), tempfile.TemporaryFile()
     start = time.perf_counter()
-    child = subprocess.Popen([serve_command(), '--host', '127.0.0.1', '--port', str(port), '--models_dir', str(models_dir)], stdout=log, stderr=log)
+    child = subprocess.Popen([serve_command(), '--host', '127.0.0.1', '--port', str(port), '--models_dir', str(models_dir), '--provider', provider], stdout=log, stderr=log)
     try:
         while not _is_ready(port):
             if child.poll() is not None or time.perf_counter() - start > timeout:
@@ -115,10 +116,11 @@ def measure_service(
     path: str | Path, # an .onnx file; the service gets all models of its folder
     runs: int = 3, # starts
     timeout: float = 60, # seconds after which a start has failed
+    provider: str = 'cpu', # what runs its models
 ) -> dict | None: # medians: ready_ms from process start to /readyz 200, ready_mb at its peak (where there is a /proc); None where the service is not installed
     "How long after its start the service is ready"
     if not serve_command(): return None
-    return _medians([_start_service(Path(path).parent, timeout) for _ in range(runs)])
+    return _medians([_start_service(Path(path).parent, timeout, provider) for _ in range(runs)])
 
 # %% ../nbs/08_benchmark.ipynb #cell-19
 def benchmark(
@@ -127,7 +129,7 @@ def benchmark(
     runs: int = 1000, # calls per kind of input
     image: str | Path = '', # a photograph to measure with; a drawn one if not given
     threads: int = 1, # of the network
-    provider: str = 'cpu', # cpu, cuda, tensorrt, or auto for the best that works
+    provider: str = 'cpu', # cpu, openvino, cuda, tensorrt, or auto for the best that works
     service: bool = True, # also start the service
     say: Callable = lambda line: None, # gets a line after each measurement
 ) -> dict: # model, version, file_mb, provider, threads, latency, cpu_share, throughput, compare, cold_start, service
@@ -140,8 +142,8 @@ def benchmark(
     say(describe(result))
     steps = dict(latency=lambda: measure_latency(p, photo, runs), cpu_share=_cpu_clock(), throughput=lambda: measure_throughput(p, p.prepare(photo), seconds=seconds),
                  compare=lambda: _compare(p, compare, runs) if compare else None,
-                 cold_start=lambda: measure_cold_start(path, photo, min(5, max(1, runs // 50)), threads),
-                 service=lambda: measure_service(path, min(3, max(1, runs // 100))) if service else None)
+                 cold_start=lambda: measure_cold_start(path, photo, min(5, max(1, runs // 50)), threads, p.provider),
+                 service=lambda: measure_service(path, min(3, max(1, runs // 100)), provider=p.provider) if service else None)
     for name, step in steps.items():
         result[name] = step()
         say(describe({name: result[name]}))
@@ -220,11 +222,11 @@ def fashion_benchmark(
     runs: int = 1000, # calls per kind of input
     image: str = '', # a photograph to measure with; a drawn one if not given
     threads: int = 1, # of the network
-    provider: str = 'cpu', # cpu, cuda, tensorrt, or auto for the best that works
+    provider: str = 'cpu', # cpu, openvino, cuda, tensorrt, or auto for the best that works
     no_service: bool = False, # do not start the service
     sla: bool = False, # measure nothing: report every promise against the records in --out
     price: float = 0.05, # with --sla: of one core for one hour, in any currency
-    out: str = 'results', # folder for benchmark_MODEL.json
+    out: str = 'results', # folder for benchmark_MODEL.json, or benchmark_MODEL_PROVIDER.json
 ):
     "Measure a model file's latency, throughput, size, memory and cold start, or report what is promised"
     if sla:
@@ -235,5 +237,5 @@ def fashion_benchmark(
     line = command_line('fashion_benchmark', model=model, compare=compare, image=image, runs=runs, threads=threads, provider=provider, no_service=no_service)
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else None
     result = benchmark(model, compare, runs, image, threads, provider, not no_service, say=lambda text: text and print(text, flush=True))
-    path = write_results(Path(out)/f'benchmark_{model_path(model).stem}.json', result, **conditions(line, n_runs=runs, load_average=load))
+    path = write_results(Path(out)/record_file('benchmark', model_path(model).stem, result['provider']), result, **conditions(line, n_runs=runs, load_average=load))
     print(f'  -> {path}')

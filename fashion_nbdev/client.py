@@ -106,12 +106,12 @@ class _Asking:
         return _pause(attempt, None if failed else outcome)
 
     def _one(self, x, **query) -> dict:
-        return dict(method='POST', url='/v1/predict', params={k: v for k, v in query.items() if v != ''}, content=_content(x, self.max_side))
+        return dict(method='POST', url='/v1/predict', params={k: v for k, v in query.items() if v not in ('', None)}, content=_content(x, self.max_side))
 
     def _many(self, xs, **query) -> tuple[list[bytes | Failure], dict]: # what becomes of each, and the request for those that are pictures
         ready = [_ready(x, self.max_side) for x in xs]
         files = [('file', (str(i), data)) for i, data in enumerate(ready) if not isinstance(data, Failure)]
-        return ready, dict(method='POST', url='/v1/predict/batch', params={k: v for k, v in query.items() if v != ''}, files=files)
+        return ready, dict(method='POST', url='/v1/predict/batch', params={k: v for k, v in query.items() if v not in ('', None)}, files=files)
 
 def _ready(x: Any, max_side: int) -> bytes | Failure:
     try: return _content(x, max_side)
@@ -145,7 +145,7 @@ class Client(_Asking):
 
     def predict(self,
         x: Any, # bytes of a picture file, its path, or uint8 [h, w] or [h, w, 1 or 3]
-        top_k: int = 3, # classes given
+        top_k: int | None = None, # classes given; three if not said, or all if there are fewer
         lang: str = 'en', # of the names: 'en' or 'ru'
         model: str = '', # the service's default one if not given
     ) -> Prediction: # raises `ImageError`, `ServiceError`
@@ -154,7 +154,7 @@ class Client(_Asking):
 
     def predict_many(self,
         xs: Iterable, # any number of what `predict` takes
-        top_k: int = 3, # classes given
+        top_k: int | None = None, # classes given; three if not said, or all if there are fewer
         lang: str = 'en', # of the names
         model: str = '', # the service's default one if not given
         batch_size: int = 16, # pictures sent together
@@ -188,7 +188,7 @@ class AsyncClient(_Asking):
 
     async def predict(self,
         x: Any, # bytes of a picture file, its path, or uint8 [h, w] or [h, w, 1 or 3]
-        top_k: int = 3, # classes given
+        top_k: int | None = None, # classes given; three if not said, or all if there are fewer
         lang: str = 'en', # of the names: 'en' or 'ru'
         model: str = '', # the service's default one if not given
     ) -> Prediction: # raises `ImageError`, `ServiceError`
@@ -197,7 +197,7 @@ class AsyncClient(_Asking):
 
     async def predict_many(self,
         xs: Iterable, # any number of what `predict` takes
-        top_k: int = 3, # classes given
+        top_k: int | None = None, # classes given; three if not said, or all if there are fewer
         lang: str = 'en', # of the names
         model: str = '', # the service's default one if not given
         batch_size: int = 16, # pictures sent together

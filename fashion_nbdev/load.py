@@ -73,7 +73,10 @@ class Run:
 
 class _Pool:
     "Connections that are free, and new ones when there are none"
-    def __init__(self, host: str, port: int): self.host, self.port, self.free = host, port, deque()
+    def __init__(self, url: str):
+        where = urlsplit(url)
+        if where.scheme != 'http' or not where.hostname: raise ConfigError(f'{url} cannot be asked: give the address of a service such as http://127.0.0.1:8000, without TLS')
+        self.host, self.port, self.free = where.hostname, where.port or 80, deque()
 
     async def take(self, timeout: float) -> _Connection:
         while self.free:
@@ -99,8 +102,8 @@ async def _one(pool: _Pool, request: bytes, begun: float, due: float, timeout: f
     run.note(due, lag, clock() - begun - due, outcome)
 
 async def _open_loop(url: str, requests: list[bytes], rate: float, seconds: float, timeout: float) -> Run:
-    where, run, clock = urlsplit(url), Run(), asyncio.get_running_loop().time
-    pool, tasks, begun = _Pool(where.hostname, where.port), set(), clock()
+    run, clock = Run(), asyncio.get_running_loop().time
+    pool, tasks, begun = _Pool(url), set(), clock()
     for i in range(int(rate*seconds)):
         if (ahead := begun + i/rate - clock()) > 0: await asyncio.sleep(ahead)
         elif i % 64 == 0: await asyncio.sleep(0) # behind its time: answers must still be read
@@ -123,8 +126,8 @@ def open_loop(
 
 # %% ../nbs/08a_load.ipynb #cell-9
 async def _closed_loop(url: str, requests: list[bytes], clients: int, seconds: float, timeout: float) -> Run:
-    where, run, clock = urlsplit(url), Run(), asyncio.get_running_loop().time
-    pool, begun = _Pool(where.hostname, where.port), clock()
+    run, clock = Run(), asyncio.get_running_loop().time
+    pool, begun = _Pool(url), clock()
     async def client(k):
         i = k
         while clock() - begun < seconds:

@@ -82,13 +82,15 @@ def _softmax(x: np.ndarray) -> np.ndarray: # float32 [n, classes], rows sum to 1
     return e / e.sum(axis=1, keepdims=True)
 
 # %% ../nbs/06_predict.ipynb #cell-15
-def _check_request(info: ModelInfo, top_k: int, lang: str, batch_size: int):
+def _check_request(info: ModelInfo, top_k: int | None, lang: str, batch_size: int) -> int: # the classes that are given
     n = len(info.labels)
+    top_k = min(3, n) if top_k is None else top_k
     if type(top_k) is not int or not 1 <= top_k <= n:
         raise ModelError(f'top_k is {top_k!r}, but must be a whole number from 1 to {n}, the classes of {info.name}')
     if lang not in ('en', 'ru'): raise ModelError(f"lang is {lang!r}, but must be 'en' or 'ru'")
     if type(batch_size) is not int or not 1 <= batch_size <= 4096:
         raise ModelError(f'batch_size is {batch_size!r}, but must be a whole number from 1 to 4096')
+    return top_k
 
 def _top(probs: np.ndarray, info: ModelInfo, top_k: int, lang: str) -> tuple[Score, ...]:
     order = np.argsort(-probs, kind='stable')[:top_k]
@@ -106,10 +108,11 @@ class Predictor:
         provider: str = 'cpu', # 'cpu', 'openvino', 'cuda', 'tensorrt', or 'auto' for the best that works
         threads: int = 1, # of one inference on the CPU; with 1, other cores are free for other images
         limits: ImageLimits = ImageLimits(), # for images that come as bytes or paths
+        callers: int = 0, # threads that ask at once; OpenVINO prepares itself, and takes memory, for each; 0: as many as keep all cores busy
     ):
         if type(threads) is not int or not 1 <= threads <= 1024: raise ModelError(f'threads is {threads!r}, but must be a whole number from 1 to 1024')
         self.info, self.limits, self.threads = unpack_model(data), limits, threads
-        self._run, self.provider = open_session(data, provider, threads)
+        self._run, self.provider = open_session(data, provider, threads, callers or max(1, usable_cores()//threads))
         self.logits(np.zeros((1, self.info.height, self.info.width, self.info.channels), np.uint8))
 
     def __repr__(self):
@@ -121,9 +124,10 @@ class Predictor:
         provider: str = 'cpu', # 'cpu', 'openvino', 'cuda', 'tensorrt', or 'auto' for the best that works
         threads: int = 1, # of one inference on the CPU; with 1, other cores are free for other images
         limits: ImageLimits = ImageLimits(), # for images that come as bytes or paths
+        callers: int = 0, # threads that ask at once; OpenVINO prepares itself, and takes memory, for each; 0: as many as keep all cores busy
     ) -> 'Predictor': # checked and warmed up; raises `ModelError` with one line
         "Open a model file"
-        return cls(read_model(path)[0], provider, threads, limits)
+        return cls(read_model(path)[0], provider, threads, limits, callers)
 
     def prepare(self,
         x: bytes | str | Path | np.ndarray, # encoded image, path, or uint8 [h, w] or [h, w, 1 or 3]
@@ -164,12 +168,12 @@ class Predictor:
 
     def predict(self,
         x: Any, # what `prepare` takes, or a list of it, or uint8 [n, h, w, c]
-        top_k: int = 3, # classes given, at most all
+        top_k: int | None = None, # classes given, at most all; three if not said, or all if there are fewer
         lang: str = 'en', # of the names: 'en' or 'ru'
         batch_size: int = 16, # images that go through the network together
     ) -> Prediction | list[Prediction]: # one for one image, a list for a list; raises `ImageError` at the first bad image
         "Classify one image or many"
-        _check_request(self.info, top_k, lang, batch_size)
+        top_k = _check_request(self.info, top_k, lang, batch_size)
         one = not isinstance(x, (list, tuple)) and np.ndim(x if isinstance(x, np.ndarray) else 0) != 4
         results = []
         for chunk in _chunks([x] if one else x, batch_size):
@@ -180,13 +184,13 @@ class Predictor:
 
     def stream(self,
         items: Iterable, # any number of what `prepare` takes
-        top_k: int = 3, # classes given, at most all
+        top_k: int | None = None, # classes given, at most all; three if not said, or all if there are fewer
         lang: str = 'en', # of the names: 'en' or 'ru'
         batch_size: int = 16, # images that go through the network together
         workers: int = 2, # threads, each of which decodes and classifies a batch; as many as there are cores, if `threads` is 1
     ) -> Iterator[Prediction | Failure]: # in the order of `items`
         "Classify as many images as there are, in constant memory; a bad one becomes a `Failure` in its place"
-        _check_request(self.info, top_k, lang, batch_size)
+        top_k = _check_request(self.info, top_k, lang, batch_size)
         pending = deque() # in order; at most one batch more than there are workers
         with ThreadPoolExecutor(workers) as pool:
             try:
@@ -204,11 +208,12 @@ class Predictor:
 
     def classify(self,
         items: list, # of what `prepare` takes, as many as may go through the network together
-        top_k: int = 3, # classes given, at most all
+        top_k: int | None = None, # classes given, at most all; three if not said, or all if there are fewer
         lang: str = 'en', # of the names: 'en' or 'ru'
         catch: type = Exception, # errors of one image that become its `Failure`
     ) -> list[Prediction | Failure]: # in the order of `items`
         "Classify one batch in this thread; a bad image becomes a `Failure` in its place"
+        top_k = _check_request(self.info, top_k, lang, len(items) or 1)
         prepared = [self._try_prepare(catch, x) for x in items]
         good = [img for img, _ in prepared if isinstance(img, np.ndarray)]
         start = time.perf_counter()
@@ -264,14 +269,14 @@ def _table_writer(lang: str) -> Iterator[Callable]:
 def predict_files(
     inputs: list, # files, folders and patterns
     predictor: Predictor, # a loaded model
-    top_k: int = 3, # classes given
+    top_k: int | None = None, # classes given; three if not said, or all if there are fewer
     out: str | Path = '', # .csv, .jsonl or .parquet file; printed as a table if empty
     lang: str = 'en', # of the names: 'en' or 'ru'
     batch_size: int = 16, # images that go through the network together
     workers: int = 0, # batches in work at once; 0: as many as keep all cores busy
 ) -> tuple[int, int]: # images tried, and how many of them failed
     "Classify files in constant memory; the output is written completely or not at all"
-    _check_request(predictor.info, top_k, lang, batch_size)
+    top_k = _check_request(predictor.info, top_k, lang, batch_size)
     writer = write_table(out, _columns(top_k)) if out else _table_writer(lang)
     total = sum(1 for _ in find_images(inputs))
     if not total: raise FashionError(f'no images ({" ".join(IMAGE_SUFFIXES)}) in {", ".join(map(str, inputs))}')
@@ -292,7 +297,7 @@ def _summary(total: int, failed: int, seconds: float) -> str:
 def fashion_predict(
     inputs: Param('image files, folders (with their subfolders) or patterns', nargs='+'), # list of str
     model: str = 'clothing', # a model's name, or the path of an .onnx file
-    top_k: int = 3, # classes given for each image
+    top_k: int = None, # classes given for each image; three if not said, or all if there are fewer
     out: str = '', # write a .csv, .jsonl or .parquet file instead of printing a table
     lang: str = 'en', # language of the names: en or ru
     provider: str = 'cpu', # cpu, openvino, cuda, tensorrt, or auto for the best that works

@@ -24,7 +24,7 @@ class ResultsError(FashionError):
 
 # %% ../nbs/02a_results.ipynb #cell-7
 _FEATURES = 'avx2 avx512f avx_vnni avx512_vnni avx512_bf16 amx_int8 amx_bf16 asimddp i8mm sve'.split() # what decides the speed of INT8, BF16 and FP32
-_LIBRARIES = 'fashion_nbdev numpy pillow onnxruntime onnx scikit-learn scipy torch torchvision timm fastai fastapi uvicorn'.split()
+_LIBRARIES = 'fashion_nbdev numpy pillow onnxruntime openvino onnx scikit-learn scipy torch torchvision timm fastai fastapi uvicorn'.split()
 
 @cache
 def _cpu() -> tuple[str, str]:

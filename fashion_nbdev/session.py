@@ -68,8 +68,8 @@ def _import_openvino() -> Any:
     finally:
         if kept_out: sys.modules.pop(_CONVERTER, None)
 
-def _start_openvino(data: bytes, threads: int) -> Callable:
-    options = dict(INFERENCE_NUM_THREADS=threads, NUM_STREAMS=0, INFERENCE_PRECISION_HINT='f32', PERFORMANCE_HINT='LATENCY', ENABLE_CPU_PINNING=False)
+def _start_openvino(data: bytes, threads: int, callers: int) -> Callable:
+    options = dict(INFERENCE_NUM_THREADS=threads*callers, NUM_STREAMS=callers, INFERENCE_PRECISION_HINT='f32', PERFORMANCE_HINT='LATENCY', ENABLE_CPU_PINNING=False)
     try:
         core = _import_openvino().Core()
         network = core.compile_model(core.read_model(data), 'CPU', options)
@@ -77,23 +77,24 @@ def _start_openvino(data: bytes, threads: int) -> Callable:
     own = threading.local()
     def run(batch):
         if not hasattr(own, 'request'): own.request = network.create_infer_request()
-        return own.request.infer({'image': batch}, share_inputs=True)['logits'].copy() # the next call writes to the same memory
+        return own.request.infer({'image': batch}, share_inputs=True)['logits']
     return run
 
 # %% ../nbs/05j_session.ipynb #4cc6b039
-def _open_best(data: bytes, threads: int) -> tuple[Callable, str]:
+def _open_best(data: bytes, threads: int, callers: int) -> tuple[Callable, str]:
     for name in offered_providers()[:0:-1]:
-        with suppress(ModelError): return open_session(data, name, threads)
-    return open_session(data, 'cpu', threads)
+        with suppress(ModelError): return open_session(data, name, threads, callers)
+    return open_session(data, 'cpu', threads, callers)
 
 def open_session(
     data: bytes, # a model file
     provider: str = 'cpu', # one of `offered_providers`, or 'auto' for the best that works
     threads: int = 1, # of one inference on the CPU
+    callers: int = 1, # threads that may ask at once without waiting for each other; in ONNX Runtime any number
 ) -> tuple[Callable, str]: # from uint8 [n, height, width, channels] to float32 logits [n, classes], for any number of threads at once; and the provider; raises `ModelError`
     "Make a model file ready to run"
-    if provider == 'auto': return _open_best(data, threads)
+    if provider == 'auto': return _open_best(data, threads, callers)
     if not _is_offered(provider):
         hint = ' (it comes with pip install "fashion_nbdev[openvino]")' if provider == 'openvino' else ''
         raise ModelError(f'provider {provider!r} is not offered by this installation{hint}: choose one of {", ".join(offered_providers())}, auto')
-    return _start_openvino(data, threads) if provider == 'openvino' else _start_onnxruntime(data, provider, threads), provider
+    return _start_openvino(data, threads, callers) if provider == 'openvino' else _start_onnxruntime(data, provider, threads), provider

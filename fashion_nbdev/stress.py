@@ -19,7 +19,7 @@ from .core import ConfigError, command, model_path, usable_cores
 from .load import closed_loop, http_request, measured, null_server, open_loop, pictures, running_service, summary, usage
 from .predict import Predictor
 from .results import conditions, write_results
-from .sla import AIMED, RATES, load_title, sla_rows, sla_table
+from .sla import AIMED, RATES, load_title, record_file, sla_rows, sla_table
 from .timing import BenchmarkError, spread
 
 # %% ../nbs/08b_stress.ipynb #cell-7
@@ -47,8 +47,8 @@ def _elsewhere(call: str) -> subprocess.Popen: # prints what a function of this 
     "The function in a process of its own"
     return subprocess.Popen([sys.executable, '-c', f'import fashion_nbdev.stress as own; print(own.{call})'], stdout=subprocess.PIPE, text=True)
 
-def _classify_for(path: str, folder: str, seconds: float) -> float: # pictures a second
-    predictor, data = Predictor.load(path), [p.read_bytes() for p in sorted(Path(folder).iterdir())]
+def _classify_for(path: str, folder: str, seconds: float, provider: str) -> float: # pictures a second
+    predictor, data = Predictor.load(path, provider, callers=1), [p.read_bytes() for p in sorted(Path(folder).iterdir())]
     for i in range(20): predictor.predict(data[i % len(data)])
     n, begun = 0, time.perf_counter()
     while (spent := time.perf_counter() - begun) < seconds:
@@ -61,11 +61,12 @@ def in_process(
     data: list[bytes], # files
     seconds: float = 5.0,
     processes: int = 0, # as many as cores may be used, if not given
+    provider: str = 'cpu', # what runs the model
 ) -> float: # pictures a second, of all processes together
     "What the cores can do without a service"
     with tempfile.TemporaryDirectory() as folder:
         for i, picture in enumerate(data): (Path(folder)/f'{i:04}').write_bytes(picture)
-        call = f'_classify_for({str(model_path(model))!r}, {folder!r}, {seconds})'
+        call = f'_classify_for({str(model_path(model))!r}, {folder!r}, {seconds}, {provider!r})'
         with ExitStack() as running:
             children = [running.enter_context(_elsewhere(call)) for _ in range(processes or usable_cores())]
             return sum(float(child.communicate()[0]) for child in children)
@@ -77,9 +78,10 @@ def limit(
     requests: list[bytes], # that ask about them
     seconds: float = 5.0, # of each turn
     rounds: int = 3,
+    provider: str = 'cpu', # what runs the model, there and here
 ) -> dict: # in_process_per_s and service_per_s (medians), share (`spread` of the rounds)
     "The share of the machine's own rate that the service reaches, measured in turns"
-    turns = [(in_process(model, data, seconds), capacity(url, requests, seconds)) for _ in range(rounds)]
+    turns = [(in_process(model, data, seconds, provider=provider), capacity(url, requests, seconds)) for _ in range(rounds)]
     alone, served = map(float, np.median(turns, 0))
     return dict(in_process_per_s=alone, service_per_s=served, **spread([served/alone for alone, served in turns], 'share'))
 
@@ -114,12 +116,13 @@ def _on(cores: set[int]) -> Iterator[None]: # what runs or is started meanwhile 
 def overload_apart(
     requests: list[bytes],
     seconds: float = 10.0, # of each part
+    provider: str = 'cpu', # what runs its models
 ) -> dict: # as `overload`; empty where there is one core, or a system that cannot share them out
     "Overload of a service that the generator takes nothing from"
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
     if len(cores) < 2: return {}
     with ExitStack() as running:
-        with _on(set(cores[1:])): url = running.enter_context(running_service())
+        with _on(set(cores[1:])): url = running.enter_context(running_service(provider=provider))
         with _on({cores[0]}): return overload(url, requests, seconds)
 
 # %% ../nbs/08b_stress.ipynb #cell-13
@@ -170,8 +173,8 @@ _SOAKED = '{n:,} requests: {grown_mb:+.1f} MB ({grown_share:+.1%}) and {grown_fi
 _LIMIT = 'without a service {in_process_per_s:,.0f}/s, with it {service_per_s:,.0f}/s: {share:.0%} ({share_low:.0%} to {share_high:.0%})'
 _CONTROL = 'a server that does nothing: {most_per_s:,.0f}/s at most, p99 {p99_ms:.2f} ms at the same rate'
 
-def _parts(url: str, model: str, data: list[bytes], rate: float, seconds: float, soaked: int, only_steady: bool, here: bool) -> Iterator[tuple]: # name, what was found, and in words
-    "One measurement after the other"
+def _parts(url: str, model: str, data: list[bytes], rate: float, seconds: float, soaked: int, only_steady: bool, here: str) -> Iterator[tuple]: # name, what was found, and in words
+    "One measurement after the other; `here` is what runs the models of a service that was started for it"
     requests = _requests(model, data)
     def steady(what: str, asked: list[bytes], rate: float, seconds: float) -> tuple:
         found = measured(url, lambda: open_loop(url, asked, rate, seconds))
@@ -182,9 +185,9 @@ def _parts(url: str, model: str, data: list[bytes], rate: float, seconds: float,
     if only_steady: return
     if asked := _mixed(url, model, requests): yield 'mixed', *steady('every other for another model', asked, rate, seconds/3)
     yield 'ramp', (found := ramp(url, requests, seconds/6)), '\n'.join(_words(f'{s["rate"]:,}/s', s) for s in found)
-    if here: yield 'limit', (found := limit(url, model, data, requests, seconds/6)), _LIMIT.format(**found)
+    if here: yield 'limit', (found := limit(url, model, data, requests, seconds/6, provider=here)), _LIMIT.format(**found)
     yield 'overload', (found := overload(url, requests, seconds/3)), _words('three times what it can do', found)
-    if here and (found := overload_apart(requests, seconds/3)): yield 'apart', found, _words('the same, a core for the generator, the others for the service', found)
+    if here and (found := overload_apart(requests, seconds/3, here)): yield 'apart', found, _words('the same, a core for the generator, the others for the service', found)
     yield 'burst', *steady('a thousand at once', requests, 1e6, 1e-3)
     yield 'control', (found := _control(rate, requests, seconds/6)), _CONTROL.format(**found)
 
@@ -211,12 +214,12 @@ def fashion_load(
     with running_service(provider=provider) if not url else _given(url) as address:
         found = dict(model=model, **{k: _ask(address, f'/v1/models/{model}')[k] for k in ('version', 'provider')}, rate=rate) | (dict(url=url) if url else {})
         open_loop(address, _requests(model, data), min(rate, 20), 2) # the service learns its pace
-        for name, value, words in _parts(address, model, data, rate, seconds, soaked, no_overload, here=not url):
+        for name, value, words in _parts(address, model, data, rate, seconds, soaked, no_overload, here='' if url else found['provider']):
             found[name] = value
             print(words, flush=True)
     line = command_line('fashion_load', url=url, model=model, rate=f'{rate:g}', seconds=f'{seconds:g}', soaked=soaked, provider=provider.replace('cpu', ''), folder=folder, no_overload=no_overload)
-    file = '_'.join(['load', model] + [found['provider']]*(found['provider'] != 'cpu')) + '.json'
-    print(f'  -> {write_results(Path(out)/file, found, **conditions(line, n_runs=found["steady"]["n"]))}')
+    path = Path(out)/record_file('load', model, found['provider'])
+    print(f'  -> {write_results(path, found, **conditions(line, n_runs=found["steady"]["n"]))}')
     if model in RATES and found['provider'] == 'cpu': print(sla_table([r for r in sla_rows(model, out, found['version']) if r['source'].startswith('load')]))
     return found
 

@@ -70,7 +70,7 @@ def test_service_is_small_pinned_and_watched():
 
 def test_secrets_and_data_stay_outside():
     ignored = (ROOT/'.dockerignore').read_text().split('\n')
-    assert {'.git', '.env*', '.dvc/config.local', 'runs', 'data'} <= set(ignored)
+    assert {'.git', '**/.env*', '.dvc/config.local', 'runs', 'data'} <= set(ignored)
 
 
 # The service's image, built and started

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from fashion_serve import schemas as s
 from fashion_serve.errors import Problem
+from fashion_serve.keys import bearer
 from fashion_serve.openapi import problems
 from fashion_serve.routes import EngineDep, describe
 
@@ -16,7 +17,7 @@ BROWSER_OR_PROXY = {'x-forwarded-for', 'forwarded', 'origin', 'sec-fetch-site'} 
 
 async def allowed(request: Request):
     "The administrator's key; without one set, somebody on this very machine. Raises `Problem`"
-    wanted, given = request.app.state.engine.settings.admin_key_sha256, request.headers.get('authorization', '').removeprefix('Bearer ')
+    wanted, given = request.app.state.engine.settings.admin_key_sha256, bearer(request)
     if wanted:
         if not hmac.compare_digest(hashlib.sha256(given.encode()).hexdigest(), wanted): raise Problem('not_allowed', 'this needs the key of the administrator: Authorization: Bearer ...')
     elif request.client is None or request.client.host not in ('127.0.0.1', '::1') or not BROWSER_OR_PROXY.isdisjoint(request.headers):
@@ -59,7 +60,7 @@ async def _trial(name: str, engine: EngineDep, share: float, shadow: bool) -> s.
 
 @admin.post('/promote', summary='Let the candidate replace the model', responses=problems('no_trial'))
 async def promote(name: str, engine: EngineDep) -> s.ModelOut:
-    "From now on it answers alone."
+    "From now on it answers alone, until the service starts again: let its file take the place of NAME.onnx if it shall stay."
     return await _changed(name, engine, engine.registry.promote)
 
 

@@ -43,7 +43,7 @@ def create_app(settings: Settings, board: Board | None = None) -> FastAPI:
     app = FastAPI(title='fashion_nbdev', version=__version__, description=ABOUT, lifespan=lifespan,
                   docs_url=None, redoc_url=None, redirect_slashes=False, generate_unique_id_function=lambda route: route.name)
     app.state.engine, app.state.board, app.state.log = Engine(settings, Registry(settings, board)), board, RequestLog(settings.log_share)
-    app.state.keeper, app.state.traces = Keeper(read_keys(settings.keys_file), settings.workers), Traces(settings.otlp_endpoint)
+    app.state.keeper, app.state.traces = Keeper(read_keys(settings.keys_file), board.folder), Traces(settings.otlp_endpoint)
     app.add_middleware(HotPath)
     app.state.done = lambda record: (observe(record), app.state.log.write(record), app.state.traces.send(record))
     app.add_middleware(Edge, done=app.state.done)

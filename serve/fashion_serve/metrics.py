@@ -11,12 +11,13 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from fashion_serve.record import Record
 
 SECONDS = (.001, .0025, .005, .01, .025, .05, .1, .2, .3, .5, 1, 2.5, 5, 10) # the SLA's 0.2 and 0.3 among them
+REFUSED = 429, 503 # at once, which would make the others look quick
 CHANCES = tuple(i / 20 for i in range(1, 21))
 
 _registry = CollectorRegistry()
 _own = dict(registry=_registry, namespace='fashion')
 REQUESTS = Counter('requests', 'Requests answered', ('route', 'method', 'status'), **_own)
-REQUEST_SECONDS = Histogram('request_seconds', 'From the first byte of a request to the last of its answer', ('route',), buckets=SECONDS, **_own)
+REQUEST_SECONDS = Histogram('request_seconds', 'From when a request had come to the last byte of its answer; of those that were not refused', ('route',), buckets=SECONDS, **_own)
 STAGE_SECONDS = Histogram('stage_seconds', 'Time of one stage of an answer', ('stage',), buckets=SECONDS, **_own)
 PROBLEMS = Counter('problems', 'Requests that ended in a problem', ('code',), **_own)
 SHED = Counter('shed', 'Requests turned away because of load', ('reason',), **_own)
@@ -41,7 +42,7 @@ def _of(metric: Counter | Histogram, *labels) -> Counter | Histogram:
 def observe(record: Record):
     "Count one request that has ended"
     _of(REQUESTS, record.route, record.method, record.status).inc()
-    _of(REQUEST_SECONDS, record.route).observe(record.seconds)
+    if record.status not in REFUSED: _of(REQUEST_SECONDS, record.route).observe(record.seconds - record.stages.get('read', 0.0)) # a slow line is not ours
     for stage, seconds in record.stages.items(): _of(STAGE_SECONDS, stage).observe(seconds)
     if record.code: _of(PROBLEMS, record.code).inc()
     for p in record.pictures:

@@ -54,7 +54,7 @@ class Model:
 
 def open_model(name: str, data: bytes, settings: Settings) -> Model:
     "Verify, warm up and measure a model, and see that it gives the answers it is known for; raises `ModelError`"
-    predictor = Predictor(data, settings.provider, limits=settings.limits)
+    predictor = Predictor(data, settings.provider, limits=settings.limits, callers=settings.threads)
     check_golden(predictor)
     i, batch = predictor.info, _best_batch(predictor)
     one = _seconds(predictor.logits, _blank(i, 1))

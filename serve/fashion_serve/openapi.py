@@ -3,7 +3,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from fashion_serve.errors import MEDIA_TYPE, PROBLEMS, problem_body
-from fashion_serve.schemas import ProblemOut
+from fashion_serve.schemas import BatchLine
 
 _BINARY = {'schema': {'type': 'string', 'format': 'binary'}}
 _FORM = {'type': 'object', 'required': ['file'], 'properties': {'file': {'type': 'string', 'format': 'binary'}}}
@@ -34,7 +34,7 @@ def problems(*codes: str) -> dict[int, dict]:
         kind = PROBLEMS[code]
         example = {'summary': kind.title, 'value': problem_body(code, kind.title, '6f1c0d0f5e0a4c7d9b6f0c6c1f2f4a11')}
         entry = found.setdefault(kind.status, {'description': '', 'content': {MEDIA_TYPE: {
-            'schema': {'$ref': '#/components/schemas/Problem'}, 'examples': {}}}})
+            'schema': {'$ref': '#/components/schemas/ProblemOut'}, 'examples': {}}}})
         entry['content'][MEDIA_TYPE]['examples'][code] = example
         entry['description'] = '; '.join(filter(None, (entry['description'], f'`{code}`: {kind.title}')))
     return found
@@ -54,8 +54,10 @@ def add_openapi(app: FastAPI):
         if not app.openapi_schema:
             doc = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             schemas = doc.setdefault('components', {}).setdefault('schemas', {})
-            schemas['Problem'] = ProblemOut.model_json_schema() | {'title': 'Problem'}
-            schemas['Problem']['properties']['code']['enum'] = list(PROBLEMS)
+            line = BatchLine.model_json_schema(ref_template='#/components/schemas/{model}')
+            schemas |= line.pop('$defs') | {'BatchLine': line}
+            schemas['ProblemOut']['properties']['code']['enum'] = list(PROBLEMS)
+            doc['paths']['/v1/predict/batch']['post']['responses']['200']['content'] = {'application/x-ndjson': {'schema': {'$ref': '#/components/schemas/BatchLine'}}}
             _drop_fastapis_own_errors(doc)
             app.openapi_schema = doc
         return app.openapi_schema

@@ -84,6 +84,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self): self._close()
 
+    def data_received(self, data: bytes):
+        super().data_received(data)
+        if self.timeout_keep_alive_task or self.timers or self._answering() or self.transport.is_closing(): return
+        self.header_bytes = 0
+        self._start('headers', self.timeout, self._slow_headers) # an empty line between requests, which begins none
+
     def on_message_begin(self):
         super().on_message_begin()
         if not self._answering(): self.await_client()

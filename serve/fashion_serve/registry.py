@@ -101,7 +101,9 @@ class Registry:
     async def reload(self, name: str) -> str:
         "Read the model's file again; nothing changes if it is bad. Raises `Problem`"
         self.get(name)
-        return await self._change(name, find_models(self.settings.models_dir).get(name), lambda plan, version: plan.models.update({name: version}))
+        try: path = find_models(self.settings.models_dir).get(name)
+        except FashionError as e: raise Problem('bad_model', f'nothing was changed: {e}') from None
+        return await self._change(name, path, lambda plan, version: plan.models.update({name: version}))
 
     async def try_out(self, name: str, share: float, shadow: bool) -> str:
         "Try the candidate beside a model (its file is NAME.next.onnx); raises `Problem`"
@@ -170,8 +172,9 @@ class Registry:
 
     async def _notice(self):
         "Reload a model whose file is another one since the last look, whoever looked; one that is still being written is bad, and another one at the next look"
-        now, seen = self._files(), self.board.seen()
-        if now == seen: return
+        try: now = self._files()
+        except (FashionError, OSError): return # no file, for the moment: what answers lies on the board
+        if now == (seen := self.board.seen()): return
         self.board.see(now)
         for name, stamp in now.items():
             if name in self.models and seen.get(name) != stamp:

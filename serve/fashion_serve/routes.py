@@ -53,8 +53,8 @@ def asked(query: s.PredictQuery, engine: Engine, one: bool) -> Classify:
     engine.check_ready()
     model = (engine.registry.pick if one else engine.registry.get)(query.model)
     n = len(model.predictor.info.labels)
-    if query.top_k > n: raise Problem('invalid_parameter', f'top_k is {query.top_k}, but {model.name} has {n} labels: give 1 to {n}')
-    return Classify(model, query.top_k, query.lang)
+    if (top_k := query.top_k or min(3, n)) > n: raise Problem('invalid_parameter', f'top_k is {top_k}, but {model.name} has {n} labels: give 1 to {n}')
+    return Classify(model, top_k, query.lang)
 
 
 @v1.post('/predict', summary='Categorise one picture', openapi_extra=PICTURE_BODY, tags=['predict'], response_model=s.PredictionOut, responses=problems(*_UPLOAD, *_PICTURE), dependencies=[Depends(known)])

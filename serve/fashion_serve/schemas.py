@@ -12,7 +12,7 @@ class PredictQuery(BaseModel):
     "The parameters of a prediction"
     model_config = ConfigDict(extra='forbid')
     model: str | None = Field(None, description='name of a model in /v1/models; unset: the default one', examples=['fashion_mnist'])
-    top_k: int = Field(3, ge=1, le=1000, description='how many labels to answer; at most all that the model has')
+    top_k: int | None = Field(None, ge=1, le=1000, description='how many labels to answer, at most all that the model has; unset: three, or all if there are fewer')
     lang: Lang = Field('en', description='language of the names')
 
 
@@ -45,6 +45,13 @@ class PredictionOut(BaseModel):
     version: str = Field(description="first 12 hexadecimal digits of the model's content hash")
     predictions: list[Ranked]
     timing_ms: Timing
+
+
+class BatchTiming(BaseModel):
+    "Where the milliseconds of one picture of a batch went"
+    queue: Milliseconds = Field(description='waiting for a free thread')
+    decode: Milliseconds = Field(description='bytes to the array the model takes')
+    infer: Milliseconds = Field(description='the model')
 
 
 class LabelOut(BaseModel):
@@ -107,6 +114,16 @@ class ProblemOut(BaseModel):
     detail: str = Field(description='what was wrong this time', examples=['not a JPEG, PNG, WebP, GIF or BMP picture'])
     code: str = Field(description='the kind, stable: compare this one', examples=['unsupported_format'])
     request_id: str = Field(examples=['6f1c0d0f5e0a4c7d9b6f0c6c1f2f4a11'])
+
+
+class BatchLine(BaseModel):
+    "One line of the answer to a batch: the labels of a picture, or the problem with it"
+    index: int = Field(ge=0, description='of the picture, in the order they were sent')
+    model: str | None = None
+    version: str | None = None
+    predictions: list[Ranked] | None = None
+    timing_ms: BatchTiming | None = None
+    problem: ProblemOut | None = None
 
 
 class ProblemKind(BaseModel):

@@ -111,6 +111,16 @@ def test_the_second_request_of_a_connection_has_the_same_limits(address):
     assert (status, problem['code']) == (408, 'slow_request') and .8 < seconds < 3
 
 
+def test_an_empty_line_does_not_keep_a_connection(address):
+    talk = Talk(address, b'GET /livez HTTP/1.1\r\nHost: shop\r\n\r\n')
+    data = b''
+    while not data.endswith(b'}'): data += talk.socket.recv(65536)
+    talk.socket.sendall(b'\r\n')
+    talk.socket.settimeout(8)
+    begun = time.perf_counter()
+    assert talk.socket.recv(65536) == b'' and time.perf_counter() - begun < 6
+
+
 def test_requests_ahead_of_their_answers(address):
     line = b'GET /livez HTTP/1.1\r\nHost: shop\r\n'
     connection = socket.create_connection(address, timeout=20)

@@ -57,7 +57,9 @@ def test_openapi_is_complete(client):
             for status, answer in route['responses'].items():
                 if status[0] in '45': assert set(answer['content']) == {'application/problem+json'}, route
     schemas = doc['components']['schemas']
-    assert set(schemas['Problem']['properties']['code']['enum']) == set(PROBLEMS) and 'HTTPValidationError' not in schemas
+    line = doc['paths']['/v1/predict/batch']['post']['responses']['200']['content']['application/x-ndjson']['schema']
+    assert line == {'$ref': '#/components/schemas/BatchLine'} and {'index', 'predictions', 'problem'} <= set(schemas['BatchLine']['properties'])
+    assert set(schemas['ProblemOut']['properties']['code']['enum']) == set(PROBLEMS) and 'HTTPValidationError' not in schemas
     for ref in re.findall(r'#/components/schemas/(\w+)', client.get('/openapi.json').text): assert ref in schemas
 
 

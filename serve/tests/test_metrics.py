@@ -9,6 +9,10 @@ import urllib.request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fashion_serve import metrics
+from fashion_serve.metrics import observe
+from fashion_serve.record import Record
+
 
 def read(url: str) -> dict[tuple, float]:
     "(name, label values) -> value"
@@ -43,6 +47,17 @@ def test_requests_of_all_workers_are_counted(own, samples):
     labels = {k[1]: v for k, v in grown.items() if k[0] == 'fashion_predictions_total'}
     assert labels == {'bag': 40} and grown['fashion_confidence_count', 'fashion_mnist'] == 40
     assert grown['fashion_picture_bytes_count',] == 40
+
+
+def test_what_is_refused_at_once_and_what_comes_slowly_is_no_measure_of_our_speed():
+    before = dict(count=sample('fashion_request_seconds_count'), slow=sample('fashion_request_seconds_count') - sample('fashion_request_seconds_bucket', le='0.3'))
+    observe(Record('a', 'POST', '/v1/predict', 429, code='overloaded'))
+    observe(Record('b', 'POST', '/v1/predict', 200, seconds=4.0, stages=dict(read=3.9)))
+    assert sample('fashion_request_seconds_count') - before['count'] == 1
+    assert sample('fashion_request_seconds_count') - sample('fashion_request_seconds_bucket', le='0.3') == before['slow']
+
+
+def sample(name: str, **labels) -> float: return metrics._registry.get_sample_value(name, dict(route='/v1/predict', **labels)) or 0
 
 
 def test_what_prometheus_needs_for_the_sla(own):

@@ -6,6 +6,7 @@ from starlette.testclient import TestClient
 
 from fashion_nbdev.core import LABELS, ConfigError
 from fashion_nbdev.image import ImageLimits
+from fashion_serve.errors import Problem
 from fashion_serve.main import create_app
 from fashion_serve.models import find_models, pick_default
 from fashion_serve.settings import Settings
@@ -38,6 +39,21 @@ def test_a_provider_that_is_not_there_is_named(running, models_dir):
     with TestClient(app) as client:
         client.portal.call(app.state.engine.settled.wait)
         assert "provider 'tensorrt' is not offered by this installation: choose one of cpu" in client.get('/readyz').json()['detail']
+
+
+def test_a_model_of_two_classes(running, make_model, tmp_path, samples):
+    (tmp_path / 'pair.onnx').write_bytes(make_model('pair', 28, 1, 'fashion_mnist'))
+    with running(Settings(models_dir=tmp_path, deadline=60, workers=1)) as client:
+        assert len(client.post('/v1/predict', content=samples['bag']).json()['predictions']) == 2
+        assert client.post('/v1/predict?top_k=3', content=samples['bag']).json()['code'] == 'invalid_parameter'
+
+
+def test_no_file_for_a_moment(running, models_dir, tmp_path, samples):
+    shutil.copytree(models_dir, tmp_path, dirs_exist_ok=True)
+    with running(Settings(models_dir=tmp_path, default_model='fashion_mnist', deadline=60, workers=1)) as client:
+        for file in tmp_path.iterdir(): file.unlink()
+        with pytest.raises(Problem, match='nothing was changed: no .onnx file'): client.portal.call(client.app.state.engine.registry.reload, 'fashion_mnist')
+        assert client.post('/v1/predict', content=samples['bag']).status_code == 200
 
 
 def test_clothing_is_the_default():

@@ -73,7 +73,7 @@ function useModel(name) {
   $('model').value = name;
   $('note').textContent = state.models.get(name).resize === 'fashion_mnist' ? text('smallNote') : '';
   const { origin, pathname } = location;
-  $('curl').textContent = `curl --data-binary @photo.jpg '${origin}${pathname}v1/predict?model=${encodeURIComponent(name)}&top_k=3&lang=${state.lang}'`;
+  $('curl').textContent = `curl --data-binary @photo.jpg '${origin}${pathname}v1/predict?model=${encodeURIComponent(name)}&lang=${state.lang}'`;
 }
 
 // ---- pictures
@@ -144,7 +144,7 @@ async function take(blob, sample = null) {
 
 // ---- asking and showing
 async function send(body, signal) {
-  const query = new URLSearchParams({ top_k: 3, lang: state.lang, ...($('model').value && { model: $('model').value }) });
+  const query = new URLSearchParams({ lang: state.lang, ...($('model').value && { model: $('model').value }) });
   for (let tries = 5; ; tries--) {
     const answer = await fetch(`v1/predict?${query}`, { method: 'POST', body, headers: { 'Content-Type': 'application/octet-stream' }, signal });
     const said = await answer.json();
