@@ -7,7 +7,9 @@ import re
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fashion_nbdev.core import LABELS, write_beside
 from fashion_nbdev.image import ImageError, ImageLimits, image_header
@@ -169,6 +171,54 @@ def test_errors_are_shown_and_forgotten(page, tmp_path, png):
     page.wait_answer()
     assert not page.one('#problem').text
     assert [e for e in page.driver.get_log('browser') if '415' not in e['message']] == [] # Chromium itself logs the 415
+
+
+def test_what_cannot_be_read_is_said(page, tmp_path, samples):
+    page.open().sample('bag')
+    page.driver.execute_script("window.text = Blob.prototype.text; Blob.prototype.text = () => Promise.reject(new DOMException('gone', 'NotReadableError'))") # as of a folder that is dropped
+    (tmp_path / 'gone.png').write_bytes(samples['bag'])
+    page.one('#file').send_keys(str(tmp_path / 'gone.png'))
+    page.until(lambda: page.one('#problem').text)
+    assert 'cannot be read' in page.one('#problem').text and page.one('.answer').get_attribute('aria-busy') == 'false' and not page.bars()
+    page.driver.execute_script('Blob.prototype.text = window.text')
+    page.sample('bag')
+    assert not page.one('#problem').text
+    page.check_quiet()
+
+
+SLOW_AND_NOTED = '''window.asked = []; const ask = window.fetch;
+    window.fetch = async (url, ...more) => { window.asked.push([String(url), more[0]?.body?.size]); await new Promise(done => setTimeout(done, 150)); return ask(url, ...more); };'''
+
+
+def test_all_of_several_ask_the_same_model(page, tmp_path, samples):
+    page.open()
+    page.driver.execute_script(SLOW_AND_NOTED)
+    for i in range(7): (tmp_path / f'{i}.png').write_bytes(samples['bag'])
+    page.one('#file').send_keys('\n'.join(str(p) for p in sorted(tmp_path.iterdir())))
+    page.one('[data-sample=bag]').click() # which asks the other model, meanwhile
+    page.until(lambda: page.one('#many-save').is_enabled())
+    page.wait_answer()
+    asked = [re.search('model=([a-z_]+)', url)[1] for url, _ in page.js('window.asked') if 'predict' in url]
+    assert sorted(asked) == ['clothing'] * 7 + ['fashion_mnist']
+
+
+def test_a_large_photograph_travels_small(page, tmp_path):
+    noise = np.random.default_rng(42).integers(0, 256, (1500, 2000, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((3000, 2250)).save(tmp_path / 'large.jpg', quality=97)
+    assert 2_000_000 < (tmp_path / 'large.jpg').stat().st_size < ImageLimits().max_bytes
+    page.open().driver.execute_script(SLOW_AND_NOTED)
+    page.one('#file').send_keys(str(tmp_path / 'large.jpg'))
+    page.wait_answer()
+    assert page.js('window.asked')[0][1] < (tmp_path / 'large.jpg').stat().st_size / 2
+
+
+def test_a_language_that_another_program_has_kept(page):
+    page.open()
+    for kept in ('de', 'toString'):
+        page.driver.execute_script('localStorage.setItem("fashion_nbdev.lang", arguments[0])', kept)
+        page.driver.refresh()
+        page.until(lambda: page.all('#model option'))
+        assert page.one('h1').text == 'What garment is this?'
 
 
 @pytest.mark.parametrize('kind, width, height', [('BMP', 2600, 1900), ('WEBP', 4500, 3600)]) # too many bytes; too many pixels for a WebP

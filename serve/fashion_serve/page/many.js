@@ -1,7 +1,7 @@
 // Several pictures: a row for each, answered a few at a time, and a table to take away.
 const AT_ONCE = 3;
 
-export function makeMany({ $, text, element, percent, ask, thumbnail, name }) {
+export function makeMany({ $, text, element, percent, ask, name }) {
   const many = { rows: [], running: null };
 
   function row(file) {
@@ -16,7 +16,7 @@ export function makeMany({ $, text, element, percent, ask, thumbnail, name }) {
 
   function show(r) {
     r.tr.classList.toggle('bad', Boolean(r.problem));
-    if (r.problem) { r.category.textContent = text('problems')[r.problem.code] ?? r.problem.detail ?? r.problem.code; r.share.textContent = ''; return; }
+    if (r.problem) { r.category.textContent = text('problems')[r.problem.code] ?? r.problem.detail ?? text('problems').no_answer; r.share.textContent = ''; return; }
     if (!r.answer) { r.category.textContent = text('queued'); return; }
     const [first] = r.answer.predictions;
     r.category.textContent = name(r.answer.model, first.label, first.name);
@@ -32,10 +32,9 @@ export function makeMany({ $, text, element, percent, ask, thumbnail, name }) {
     $('many-save').disabled = done < all;
   }
 
-  async function work(r, signal) {
+  async function work(r, model, signal) {
     try {
-      thumbnail(r.file, r.look);
-      const { answer, problem } = await ask(r.file, signal);
+      const { answer, problem } = await ask(r.file, r.look, model, signal);
       Object.assign(r, { answer, problem });
     } catch (error) {
       if (signal.aborted) return;
@@ -45,9 +44,7 @@ export function makeMany({ $, text, element, percent, ask, thumbnail, name }) {
     progress();
   }
 
-  many.stop = () => { many.running?.abort(); many.rows = []; $('many').hidden = true; };
-
-  many.start = async files => {
+  many.start = async (files, model) => { // one model for all of them, whatever is chosen meanwhile
     many.running?.abort();
     const { signal } = many.running = new AbortController();
     many.rows = files.map(row);
@@ -55,7 +52,7 @@ export function makeMany({ $, text, element, percent, ask, thumbnail, name }) {
     $('many').hidden = false;
     progress();
     const todo = many.rows.values();
-    const worker = async () => { for (const r of todo) { if (signal.aborted) return; await work(r, signal); } };
+    const worker = async () => { for (const r of todo) { if (signal.aborted) return; await work(r, model, signal); } };
     await Promise.all(Array.from({ length: AT_ONCE }, worker));
   };
 

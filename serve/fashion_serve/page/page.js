@@ -12,6 +12,7 @@ const state = {
   answer: null, // the last prediction
   problem: null, // or the last problem
   request: null, // AbortController of the request on its way
+  taking: false, // whether a new picture is being read
 };
 
 const text = (key, ...args) => {
@@ -26,8 +27,9 @@ function percent(p) { // never quite nothing, never quite all
 }
 
 // ---- language
-function remember(lang) { try { localStorage.setItem('lang', lang); } catch { /* private mode */ } }
-function recall() { try { return localStorage.getItem('lang'); } catch { return null; } }
+const KEPT = 'fashion_nbdev.lang'; // other programs under the same address keep things, too
+function remember(lang) { try { localStorage.setItem(KEPT, lang); } catch { /* private mode */ } }
+function recall() { try { return localStorage.getItem(KEPT); } catch { return null; } }
 
 function setLang(lang) {
   state.lang = lang;
@@ -79,13 +81,16 @@ function useModel(name) {
 // ---- pictures
 const bitmap = blob => createImageBitmap(blob, { imageOrientation: 'from-image' });
 
-async function smallEnough(blob) { // only what is over the server's limits is made smaller here
+const LARGE = 1_000_000; // bytes that are long on their way where the line is slow; the network sees a few hundred pixels
+
+async function smallEnough(blob) { // what is large, or over the server's limits, is made smaller here
   const { max_bytes, max_pixels, max_webp_pixels, max_side } = state.limits;
-  const most = await blob.slice(8, 12).text() === 'WEBP' ? Math.min(max_pixels, max_webp_pixels) : max_pixels;
-  let image;
-  try { image = await bitmap(blob); } catch { return { blob }; } // the server says what is wrong with it
-  const { width, height } = image;
-  if (blob.size <= max_bytes && width * height <= most && Math.max(width, height) <= max_side) return { blob, image };
+  let kind, image;
+  try { kind = await blob.slice(8, 12).text(); } catch { return { problem: { code: 'unreadable' } }; } // a folder, or a file that is no longer there
+  try { image = await bitmap(blob); } catch { return blob.size > max_bytes ? { problem: { code: 'too_large' } } : { blob }; } // the server says what is wrong with it
+  const { width, height } = image, most = kind === 'WEBP' ? Math.min(max_pixels, max_webp_pixels) : max_pixels;
+  const taken = blob.size <= max_bytes && width * height <= most && Math.max(width, height) <= max_side;
+  if (taken && blob.size <= LARGE) return { blob, image };
   const scale = Math.min(1, 2048 / Math.max(width, height));
   const canvas = Object.assign(document.createElement('canvas'), { width: Math.max(1, width * scale), height: Math.max(1, height * scale) });
   const paint = canvas.getContext('2d');
@@ -93,7 +98,7 @@ async function smallEnough(blob) { // only what is over the server's limits is m
   paint.fillRect(0, 0, canvas.width, canvas.height);
   paint.drawImage(image, 0, 0, canvas.width, canvas.height);
   const smaller = await new Promise(done => canvas.toBlob(done, 'image/jpeg', .9));
-  return { blob: smaller ?? blob, image };
+  return { blob: smaller && !(taken && smaller.size > blob.size) ? smaller : blob, image };
 }
 
 function showPicture(image) {
@@ -114,37 +119,47 @@ function showPicture(image) {
 
 const many = makeMany({
   $, text, element, percent, name: (model, key, fallback) => labelName(model, key, fallback),
-  ask: async (file, signal) => send((await smallEnough(file)).blob, signal),
-  thumbnail: async (file, canvas) => {
-    let image;
-    try { image = await bitmap(file); } catch { return; }
-    const side = Math.min(image.width, image.height);
-    canvas.getContext('2d').drawImage(image, (image.width - side) / 2, (image.height - side) / 2, side, side, 0, 0, canvas.width, canvas.height);
+  ask: async (file, thumbnail, model, signal) => {
+    const { blob, image, problem } = await smallEnough(file);
+    if (image) {
+      const side = Math.min(image.width, image.height);
+      thumbnail.getContext('2d').drawImage(image, (image.width - side) / 2, (image.height - side) / 2, side, side, 0, 0, thumbnail.width, thumbnail.height);
+      image.close();
+    }
+    return problem ? { answer: null, problem } : send(blob, model, signal);
   },
 });
 
 function takeAll(files) { // one is shown large, several in a table
   if (files.length === 1) return take(files[0]);
   useModel(state.chosen);
-  many.start(files);
+  many.start(files, state.chosen);
   $('many').scrollIntoView({ block: 'nearest', behavior: calm() ? 'auto' : 'smooth' });
 }
 
 async function take(blob, sample = null) {
   state.request?.abort();
   const request = state.request = new AbortController();
-  const picture = await smallEnough(blob);
-  if (request.signal.aborted) return; // another picture came meanwhile
-  state.picture = { blob: picture.blob, sample };
-  showPicture(picture.image);
+  state.taking = true;
+  const { blob: small, image, problem } = await smallEnough(blob);
+  if (request.signal.aborted) return image?.close(); // another picture came meanwhile
+  state.taking = false;
+  state.picture = problem ? null : { blob: small, sample };
+  showPicture(image);
+  image?.close();
   markSample();
+  if (problem) {
+    Object.assign(state, { answer: null, problem });
+    busy(false);
+    return showAnswer();
+  }
   useModel(sample && state.models.has(sample.model) ? sample.model : state.chosen);
   await ask();
 }
 
 // ---- asking and showing
-async function send(body, signal) {
-  const query = new URLSearchParams({ lang: state.lang, ...($('model').value && { model: $('model').value }) });
+async function send(body, model, signal) {
+  const query = new URLSearchParams({ lang: state.lang, ...(model && { model }) });
   for (let tries = 5; ; tries--) {
     const answer = await fetch(`v1/predict?${query}`, { method: 'POST', body, headers: { 'Content-Type': 'application/octet-stream' }, signal });
     const said = await answer.json();
@@ -159,7 +174,7 @@ async function ask() {
   const request = state.request = new AbortController();
   busy(true);
   try {
-    Object.assign(state, await send(state.picture.blob, request.signal));
+    Object.assign(state, await send(state.picture.blob, $('model').value, request.signal));
   } catch (error) {
     if (error.name === 'AbortError') return; // a newer request took over
     Object.assign(state, { answer: null, problem: { code: 'no_answer' } });
@@ -196,7 +211,8 @@ function showAnswer() {
 function showProblem() {
   const { problem } = state;
   if (!problem) return $('problem').replaceChildren();
-  const said = text('problems')[problem.code] ?? `${problem.detail[0].toUpperCase()}${problem.detail.slice(1)}.`;
+  const { code, detail } = problem;
+  const said = text('problems')[code] ?? (detail ? `${detail[0].toUpperCase()}${detail.slice(1)}.` : text('problems').no_answer);
   $('problem').replaceChildren(element('strong', text('sorry')), element('span', said));
 }
 
@@ -225,7 +241,7 @@ function showSamples() {
     button.dataset.sample = sample.label;
     button.append(element('img', '', { src: `page/samples/${sample.label}.png`, width: 28, height: 28, alt: '' }));
     button.addEventListener('click', async () => {
-      try { take(await (await fetch(`page/samples/${sample.label}.png`)).blob(), sample); }
+      try { await take(await (await fetch(`page/samples/${sample.label}.png`)).blob(), sample); }
       catch { Object.assign(state, { answer: null, problem: { code: 'no_answer' } }); showAnswer(); }
     });
     const item = element('li');
@@ -257,8 +273,9 @@ const over = on => $('drop').classList.toggle('over', on);
 document.addEventListener('dragover', e => { e.preventDefault(); over(true); }); // the whole page takes a drop
 document.addEventListener('dragleave', e => { if (!e.relatedTarget) over(false); });
 document.addEventListener('drop', e => { e.preventDefault(); over(false); takeFrom(e.dataTransfer?.files, e); });
-$('model').addEventListener('change', e => { state.chosen = e.target.value; useModel(state.chosen); if (state.picture) ask(); });
+$('model').addEventListener('change', e => { state.chosen = e.target.value; useModel(state.chosen); if (state.picture && !state.taking) ask(); });
 for (const b of document.querySelectorAll('[data-lang]')) b.addEventListener('click', () => { remember(b.dataset.lang); setLang(b.dataset.lang); });
 
-setLang(recall() ?? (navigator.language?.toLowerCase().startsWith('ru') ? 'ru' : 'en'));
+const kept = recall();
+setLang(Object.hasOwn(TEXTS, kept ?? '') ? kept : navigator.language?.toLowerCase().startsWith('ru') ? 'ru' : 'en');
 loadModels();

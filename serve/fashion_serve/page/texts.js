@@ -41,7 +41,7 @@ export const TEXTS = {
     credit: 'Sample pictures: Fashion-MNIST, © 2017 Zalando SE,',
     licence: 'MIT licence',
     sorry: 'That did not work',
-    problems: { no_answer: 'The server does not answer. Is it still running?', overloaded: 'The server has too much to do. Please try again.' },
+    problems: { no_answer: 'The server does not answer. Is it still running?', unreadable: 'This cannot be read: is it a file?', too_large: 'The file is too large.', overloaded: 'The server has too much to do. Please try again.' },
   },
   ru: {
     title: 'Что это за вещь?',
@@ -78,6 +78,8 @@ export const TEXTS = {
     sorry: 'Не получилось',
     problems: {
       no_answer: 'Сервер не отвечает. Он ещё работает?',
+      unreadable: 'Это не удалось прочитать: это файл?',
+      incomplete_body: 'Файл пришёл не целиком: соединение слишком медленное.',
       empty: 'Файл пуст.',
       too_large: 'Файл слишком большой.',
       unsupported_format: 'Это не изображение JPEG, PNG, WebP, GIF или BMP.',
