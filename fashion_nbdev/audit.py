@@ -19,7 +19,7 @@ from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
 from .config import Config, load_config
-from .core import FashionError, check_target, command, write_beside
+from .core import ConfigError, FashionError, check_target, command, write_beside
 from .data import photo_splits
 from .image import decode_image
 from .photos import Photo
@@ -276,16 +276,19 @@ def fashion_audit(
     dataset: str = 'clothing', # a data set of photographs, where no experiment is given
     archive: str = '', # a folder, zip, tar or table of your own that holds them
     max_distance: int = MAX_DISTANCE, # bits of 256 in which copies may differ
-    out: str = '', # results file; results/audit_NAME.json if not given, where NAME is the experiment's or else the data set's
+    unverified: bool = False, # accept other photographs than the published ones
+    out: str = '', # results file, needed with --archive; otherwise results/audit_NAME.json, where NAME is the experiment's or else the data set's
     figure: str = '', # a PNG file for the picture; none if not given
 ) -> dict: # the report, see `audit`
     "Look for copies, leaks, damage and imbalance in a data set of photographs"
     cfg = load_config(config, [f'data.archive={json.dumps(archive)}']*bool(archive)) if config else Config(name=dataset)
     if not config: cfg.data.dataset, cfg.data.archive = dataset, archive
+    if unverified: cfg.data.verify = False
+    if archive and not out: raise ConfigError(f'--archive needs --out: results/audit_{cfg.name}.json is about the photographs of {cfg.name} itself')
     out = check_target(out or f'results/audit_{cfg.name}.json', '.json')
     if figure: check_target(figure, '.png')
     report = audit(photo_splits(cfg.data), max_distance)
-    line = 'fashion_audit' + f' --config {config}'*bool(config) + f' --dataset {dataset}'*(not config) + f' --archive {shlex.quote(archive)}'*bool(archive)
+    line = 'fashion_audit' + f' --config {config}'*bool(config) + f' --dataset {dataset}'*(not config) + f' --archive {shlex.quote(archive)}'*bool(archive) + ' --unverified'*unverified
     line += f' --max_distance {max_distance}'*(max_distance != MAX_DISTANCE)
     write_results(out, dict(dataset=cfg.data.dataset, **report), **conditions(line))
     if figure:

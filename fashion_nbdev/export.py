@@ -209,7 +209,7 @@ def find_dataset(
     "The data set whose labels a model has"
     name = name or next((n for n in DATASETS if n != 'folder' and labels_of(n) == info.labels), '')
     if name == 'folder': return name # its classes are those of the model
-    if not name: raise ConfigError(f'no data set has the labels of {info.name}: choose one of {", ".join(DATASETS)} with --dataset')
+    if not name: raise ConfigError(f'no data set has the labels of {info.name}: name its experiment with --config, or one of {", ".join(DATASETS)} with --dataset')
     lookup(DATASETS, name, 'data set')
     keys, own = ([l.key for l in labels] for labels in (labels_of(name), info.labels))
     if keys != own: raise ConfigError(f'{info.name} has the labels {", ".join(own)}, but data set {name} has {", ".join(keys)}')
