@@ -62,7 +62,7 @@ def test_nobody_is_root(name): assert re.fullmatch(r'[1-9]\d+:[1-9]\d+', last(na
 
 def test_service_is_small_pinned_and_watched():
     runs = ' '.join(rest for word, rest in instructions(SERVICE) if word == 'RUN')
-    assert runs.count('--require-hashes') == 2 and 'apt-get' not in runs
+    assert runs.count(' -r serve/') == runs.count('--require-hashes') == 3 and 'apt-get' not in runs
     assert last(SERVICE, 'STOPSIGNAL') == 'SIGTERM' and '/readyz' in last(SERVICE, 'HEALTHCHECK')
     labels = set(re.findall(r'org\.opencontainers\.image\.(\w+)=', last(SERVICE, 'LABEL')))
     assert {'title', 'description', 'licenses', 'source', 'version', 'revision', 'created'} <= labels
