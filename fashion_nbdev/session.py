@@ -55,7 +55,7 @@ def _start_onnxruntime(data: bytes, provider: str, threads: int) -> Callable:
     order = [p for p in PROVIDERS[provider] if p in ort.get_available_providers()]
     try: session = ort.InferenceSession(data, _session_options(threads), providers=order, enable_fallback=0)
     except Exception as e: raise ModelError(f'ONNX Runtime cannot run it: {first_line(e)}') from None
-    used = next(name for name, order in PROVIDERS.items() if order[0] == session.get_providers()[0])
+    used = next(name for name, order in PROVIDERS.items() if order[:1] == (session.get_providers()[0],))
     if used != provider: raise ModelError(f'provider {provider!r} did not start, {used!r} would be used: check its driver and libraries, or ask for {used}')
     return lambda batch: session.run(['logits'], {'image': batch})[0]
 
