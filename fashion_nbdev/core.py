@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'FashionError', 'ConfigError', 'Label', 'lookup', 'labels_of', 'check_target', 'write_beside', 'repo_root',
-           'cache_dir', 'models_dirs', 'model_path', 'usable_cores', 'set_seed', 'command']
+           'cache_dir', 'models_dirs', 'model_path', 'usable_cores', 'all_cores', 'set_seed', 'command']
 
 # %% ../nbs/00_core.ipynb #cell-3
 import math, os, random, signal, sys, tempfile
@@ -169,19 +169,30 @@ def model_path(
     raise ConfigError(f'no model {str(name)!r}: give the path of an .onnx file or one of {", ".join(found) or "(none found)"}')
 
 # %% ../nbs/00_core.ipynb #87e74777
-def _affinity() -> int: # of all threads together: OpenMP may have tied each to a core of its own (OMP_PROC_BIND), the first one too
-    if not hasattr(os, 'sched_getaffinity'): return os.cpu_count() or 1
+def _affinity() -> set[int]: # of all threads together: OpenMP may have tied each to a core of its own (OMP_PROC_BIND), the first one too
+    if not hasattr(os, 'sched_getaffinity'): return set(range(os.cpu_count() or 1))
     cores = os.sched_getaffinity(0)
     for thread in Path('/proc/self/task').glob('*'):
         with suppress(ProcessLookupError): cores |= os.sched_getaffinity(int(thread.name))
-    return len(cores)
+    return cores
 
 def usable_cores() -> int: # at least 1
     "Cores that this process may use: its affinity, and the quota of its control group"
-    cores = _affinity()
+    cores = len(_affinity())
     try: quota, period = Path('/sys/fs/cgroup/cpu.max').read_text(encoding='ascii').split()
     except (OSError, ValueError): return cores
     return cores if quota == 'max' else max(1, min(cores, math.ceil(int(quota)/int(period))))
+
+@contextmanager
+def all_cores():
+    "Threads that start meanwhile may use every core of the process, not only the one to which OpenMP ties the calling thread"
+    if not hasattr(os, 'sched_setaffinity'):
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, _affinity())
+    try: yield
+    finally: os.sched_setaffinity(0, own)
 
 # %% ../nbs/00_core.ipynb #cell-32
 def set_seed(

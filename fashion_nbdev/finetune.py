@@ -8,7 +8,7 @@ __all__ = ['ProbeHead', 'Teachers', 'resize', 'OnnxNetwork', 'load_teachers', 'p
 # %% ../nbs/04b_finetune.ipynb #cell-5
 from .baseline import fast_dtype, teacher_weights
 from .config import AugmentConfig, TrainConfig
-from .core import ConfigError
+from .core import ConfigError, all_cores
 from .data import Split
 from .networks import load_model
 from .transfer import as_linear, fast_convs, features, fit_logistic
@@ -82,7 +82,7 @@ class OnnxNetwork(nn.Module):
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry('session.intra_op.allow_spinning', '0') # between its turns the cores are the student's
         try:
-            self.session = ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+            with all_cores(): self.session = ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
             labels = json.loads(self.session.get_modelmeta().custom_metadata_map['fashion'])['labels']
             _, height, width, channels = self.session.get_inputs()[0].shape
         except Exception as e: raise ConfigError(f'{path} holds no usable model ({str(e).splitlines()[0]}): give a file that fashion_export wrote') from None # ONNX Runtime has no class of its own for all of them
