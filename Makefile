@@ -19,7 +19,7 @@ WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $
 LEAST := 400
 quiet := env -u IN_TEST OMP_NUM_THREADS=1
 
-.PHONY: help run serve-env env hooks test lint notebooks export docs repro container audit sla bench course fuzz screenshot lock clean
+.PHONY: help run serve-env env hooks test lint notebooks export docs repro container audit sla bench agree course fuzz screenshot lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -78,6 +78,9 @@ bench: env ## measure the models, other runtimes, the service, others beside it 
 	kept=0; $(BIN)/fashion_benchmark --sla || kept=$$?; \
 	$(BIN)/python scripts/notebooks.py 07f_sla 08_benchmark 08b_stress 08c_runtimes index; \
 	$(BIN)/python scripts/readme.py; exit $$kept
+
+agree: env ## compare what make bench has measured with the results of a commit, within the spread that both state (COMMIT=HEAD)
+	$(BIN)/python benchmarks/agree.py $(or $(COMMIT),HEAD)
 
 course: env ## train fast.ai's course recipe and ours in turns until 94 % of the validation images are right (an hour, nothing else running)
 	$(BIN)/python benchmarks/course/course.py

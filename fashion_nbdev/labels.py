@@ -8,7 +8,7 @@ __all__ = ['all_training', 'folds', 'out_of_fold', 'doubtful', 'show_doubtful', 
 # %% ../nbs/05g_labels.ipynb #cell-3
 from .baseline import fit
 from .config import Config, load_config
-from .core import ConfigError, command, labels_of
+from .core import ConfigError, check_target, command, labels_of, write_beside
 from .data import Split, data_hash
 from .evaluate import top_k_accuracy, wilson_interval
 from .finetune import probabilities
@@ -135,16 +135,21 @@ def fashion_labels(
     folds: int = 5, # parts into which the training images are divided
     set: Param('settings that win over the file, such as train.epochs=10', str, nargs='+') = (),
     out: str = '', # results file; results/labels_CONFIG.json if not given
+    figure: str = '', # a PNG file for the 25 most doubtful training images; none if not given
     runs: str = 'runs', # folder of all runs
 ) -> dict: # of `label_report`
     "Find doubtful labels and repeated pictures; run it again to go on after an interruption"
     if folds < 2: raise ConfigError(f'folds is {folds}, but must be at least 2')
     cfg = load_config(config, set)
+    out = check_target(out or f'results/labels_{cfg.name}.json', '.json')
+    if figure: check_target(figure, '.png')
     splits = load_splits(cfg)
     if 'test' not in splits: raise ConfigError(f'{cfg.data.dataset} has no test split: set data.test_size')
-    report = label_report(cfg, splits, *out_of_fold(cfg, splits, folds, runs))
+    report = label_report(cfg, splits, *(probs := out_of_fold(cfg, splits, folds, runs)))
     line = f'fashion_labels --config {config} --folds {folds}' + f' --set {" ".join(set)}'*bool(set)
-    write_results(out or f'results/labels_{cfg.name}.json', report, **conditions(line, train_hash=data_hash(splits['train']), config=asdict(cfg)))
+    write_results(out, report, **conditions(line, train_hash=data_hash(splits['train']), config=asdict(cfg)))
+    if figure:
+        with write_beside(figure) as part: show_doubtful(all_training(splits), probs[0], report['worst'], [label.en for label in labels_of(cfg.data)]).savefig(part, format='png', dpi=72)
     print('{doubtful:,} of {training_images:,} training labels are doubtful and {doubtful_test:,} of the test split; '
           '{repeated_test:,} test images have a near-duplicate in training'.format(**report))
     return report

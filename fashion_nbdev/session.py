@@ -61,6 +61,7 @@ def _start_onnxruntime(data: bytes, provider: str, threads: int) -> Callable:
 
 # %% ../nbs/05j_session.ipynb #a674e2b3
 _CONVERTER = 'openvino.tools.ovc'
+_TOGETHER = 8 # images, where there are so many
 
 def _import_openvino() -> Any:
     kept_out = sys.modules.setdefault(_CONVERTER, None) is None # which openvino takes for 'not installed'
@@ -77,8 +78,12 @@ def _start_openvino(data: bytes, threads: int, callers: int) -> Callable:
     own = threading.local()
     def run(batch):
         if not hasattr(own, 'request'): own.request = network.create_infer_request()
-        return own.request.infer({'image': batch}, share_inputs=True)['logits']
+        return np.concatenate([own.request.infer({'image': block}, share_inputs=True)['logits'] for block in _blocks(batch)])
     return run
+
+def _blocks(batch: np.ndarray) -> list[np.ndarray]:
+    whole = len(batch) - len(batch) % _TOGETHER
+    return np.split(batch, [i for i in range(1, len(batch)) if i >= whole or i % _TOGETHER == 0])
 
 # %% ../nbs/05j_session.ipynb #4cc6b039
 def _open_best(data: bytes, threads: int, callers: int) -> tuple[Callable, str]:

@@ -72,9 +72,7 @@ def _best_batch(predictor: Predictor) -> int:
     "The smallest batch that is nearly as fast, for each picture, as the fastest; 1 where batches gain nothing"
     times = {n: min(_seconds(predictor.logits, _blank(predictor.info, n)) for _ in range(3)) / n for n in (1, *BATCHES)}
     if times[1] < GAIN * min(times.values()): return 1
-    batch = next(n for n, t in times.items() if t <= 1.05 * min(times.values()))
-    for n in range(1, batch): predictor.logits(_blank(predictor.info, n)) # OpenVINO prepares itself for each number of pictures
-    return batch
+    return next(n for n, t in times.items() if t <= 1.05 * min(times.values()))
 
 
 def _blank(i: ModelInfo, n: int) -> np.ndarray:
