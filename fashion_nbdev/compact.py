@@ -67,10 +67,10 @@ class SmallResNet(nn.Module):
         in_chans: int = 1,
         drop_rate: float = 0.0, # share of the features dropped before the classifier
         depth: int = 20, # layers with weights, 6 times the blocks of a stage and 2
-        width: int = 1, # how many times 16 channels the first stage has
+        width: int = 16, # channels of the first stage; the last has 4 times as many
     ):
         super().__init__()
-        widths, n = [16*width, 32*width, 64*width], (depth - 2)//6
+        widths, n = [width, 2*width, 4*width], (depth - 2)//6
         self.num_classes, self.in_chans, self.num_features = num_classes, in_chans, widths[-1]
         self.stem = conv_block(in_chans, widths[0])
         self.stages = nn.Sequential(*[nn.Sequential(*[BasicBlock(w if i else before, w, stride if i == 0 else 1) for i in range(n)])
@@ -83,7 +83,7 @@ class SmallResNet(nn.Module):
 SIZES = { # name -> class and its arguments
     **{'resnet9' + f'_w{w}'*(w != 16): (ResNet9, dict(width=w)) for w in (7, 12, 16, 24, 32, 48)},
     **{f'se_resnet9_w{w}': (ResNet9, dict(width=w, se=True)) for w in (7, 12, 32, 48)},
-    **{f'resnet{d}' + f'_w{w}'*(w > 1): (SmallResNet, dict(depth=d, width=w)) for d, w in ((20, 1), (20, 2), (14, 4), (20, 4))},
+    **{f'resnet{d}' + f'_w{w}'*(w != 16): (SmallResNet, dict(depth=d, width=w)) for d, w in ((26, 8), (14, 12), (20, 16), (20, 32), (14, 64), (20, 64))},
 }
 _LAYERS = {ResNet9: dict(first_conv='features.0.0', classifier='head.1'), SmallResNet: dict(first_conv='stem.0', classifier='head.1')}
 default_cfgs = generate_default_cfgs({name: dict(input_size=(1, 28, 28), pool_size=None, crop_pct=1.0, **layers) for name, layers in
