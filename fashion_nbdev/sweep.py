@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from threading import Thread
 from typing import Any, Callable, Iterator
@@ -162,6 +162,9 @@ def side_by_side(
     else:
         pool = ProcessPoolExecutor(workers, get_context('spawn'), _begin_worker, (max(1, torch.get_num_threads()//workers),))
         try: yield lambda *call: pool.submit(*call).result
+        except KeyboardInterrupt: # nobody waits for a run that goes on from its checkpoint
+            for process in active_children(): process.kill()
+            raise
         finally: pool.shutdown(cancel_futures=True)
 
 @command

@@ -33,14 +33,15 @@ def test_runs_side_by_side_give_what_one_after_the_other_gives(folder):
     assert 'start at epoch' not in sweep(folder, '--workers', '2')[0], 'what is finished is not trained again'
 
 
-def test_a_killed_sweep_leaves_nobody_behind_and_goes_on(folder):
+@pytest.mark.parametrize('end', ['kill', 'terminate'])
+def test_a_sweep_that_is_ended_leaves_nobody_behind_and_goes_on(folder, end):
     (folder/'demo.yaml').write_text(EXPERIMENT.replace('epochs: 2', 'epochs: 300'))
     command = [BIN/'fashion_sweep', '--sweep', 'sweep.yaml', '--out', 'out.csv', '--workers', '2']
     with subprocess.Popen(command, cwd=folder, env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         first = folder/'runs/demo/recipe-1/checkpoint/last.pt' # the run that is first to go on; the other may be far ahead of it
         assert any('epoch' in line and first.is_file() for line in process.stdout), 'it ended too soon'
         workers = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
+        getattr(process, end)()
         assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=30)[1]
     checkpoints = list(folder.glob('runs/demo/*/checkpoint/last.pt'))
     assert checkpoints and not list(folder.glob('runs/demo/*/metrics.json'))
