@@ -73,14 +73,15 @@ class WorkQueue:
         self.threads = threads
         self.lanes = [deque() for _ in Lane]
         self.seconds = [0.0 for _ in Lane] # of work that waits, or has been taken and is not done
-        self.promised = 0.0 # seconds of work of batches that were taken on and does not wait here yet
+        self.batches = set() # taken on, and not all of their work waits here yet
         self.working = 0 # jobs taken and not done
         self.changed = Condition()
         self.closed = False
 
     def wait(self, lane: Lane) -> float:
         "Estimated seconds until a job that came now would begin"
-        return (sum(self.seconds[:lane + 1]) + (self.promised if lane == Lane.BATCH else 0)) / self.threads
+        promised = sum(batch.promised for batch in self.batches) if lane == Lane.BATCH else 0
+        return (sum(self.seconds[:lane + 1]) + promised) / self.threads
 
     def admit(self, cost: float, lane: Lane, allowed: float):
         "Raises the `Problem` if what waits would not leave a job of this cost enough of its `allowed` seconds"
@@ -139,8 +140,8 @@ class Batch:
     "Jobs that were taken on together: all of their work counts from now on, though few of them wait for a thread at a time"
     def __init__(self, queue: WorkQueue, jobs: list[Job], ahead: int):
         self.queue, self.jobs, self.ahead = queue, jobs, ahead
-        self.promised = sum(job.cost for job in jobs)
-        queue.promised += self.promised
+        self.promised = sum(job.cost for job in jobs) # seconds of work that does not wait in the queue yet
+        queue.batches.add(self)
 
     def __iter__(self) -> Iterator[asyncio.Future]: # what becomes of each, in order
         for job in self.jobs[:self.ahead]: self._put(job)
@@ -150,12 +151,10 @@ class Batch:
 
     def _put(self, job: Job):
         if job.future.done(): return # it is known to be bad
-        self._give_back(job.cost)
+        self.promised -= job.cost
         try: self.queue.put(job)
         except Problem as e: fail(job.future, e) # its own line says so, and those that are done are still sent
 
-    def _give_back(self, seconds: float): self.promised, self.queue.promised = self.promised - seconds, self.queue.promised - seconds
-
     def end(self):
         "What was not begun never will be"
-        self._give_back(self.promised)
+        self.queue.batches.discard(self)

@@ -5,6 +5,7 @@ import select
 from http import HTTPStatus
 from types import SimpleNamespace
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fashion_serve.errors import MEDIA_TYPE, PROBLEMS, Problem, problem_body
@@ -17,6 +18,7 @@ MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024 # of the address and all headers
 PIPELINED = 32 # requests that a client may send ahead of their answers
 LAST_MOMENT = .3 # seconds that an idle connection is kept when the service stops
+OFFERS = {b'connection', b'upgrade', b'http2-settings'} # headers with which a client offers another protocol
 GRACE = 1.0 # seconds after which a body that the app has given up on costs its connection
 
 
@@ -85,10 +87,26 @@ class BoundedProtocol(HttpToolsProtocol):
     def timeout_keep_alive_handler(self): self._close()
 
     def data_received(self, data: bytes):
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        while data: data = self._feed(data)
         if self.timeout_keep_alive_task or self.timers or self._answering() or self.transport.is_closing(): return
         self.header_bytes = 0
         self._start('headers', self.timeout, self._slow_headers) # an empty line between requests, which begins none
+
+    def _feed(self, data: bytes) -> bytes:
+        "Parse; what is left begins with a request that offered another protocol, now without the offer: it is answered in this one"
+        try: self.parser.feed_data(data)
+        except httptools.HttpParserError: self.send_400_response('')
+        except httptools.HttpParserUpgrade as e: return self._without_offer() + data[e.args[0]:]
+        return b''
+
+    def _without_offer(self) -> bytes:
+        "The head of the request that was just parsed, for a parser that has not stopped at the offer"
+        begin = b'%s %s HTTP/%s' % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        closing = [] if self.parser.should_keep_alive() else [b'connection: close']
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True) # as uvicorn's own
+        return b'\r\n'.join([begin, *(b'%s: %s' % h for h in self.headers if h[0] not in OFFERS), *closing, b'', b''])
 
     def on_message_begin(self):
         super().on_message_begin()
@@ -109,13 +127,16 @@ class BoundedProtocol(HttpToolsProtocol):
     def _count(self, size: int):
         self.header_bytes += size
         if self.n_headers <= MAX_HEADERS and self.header_bytes <= MAX_HEADER_BYTES: return
-        self.refusal = Refused('headers_too_large', f'at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES:,} bytes with the address are taken')
+        self._end_parsing('headers_too_large', f'at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES:,} bytes with the address are taken')
+
+    def _end_parsing(self, code: str, detail: str):
+        self.refusal = Refused(code, detail)
         raise self.refusal
 
     def on_headers_complete(self):
-        if len(self.pipeline) >= PIPELINED:
-            self.refusal = Refused('bad_request', f'at most {PIPELINED} requests may be sent ahead of their answers')
-            raise self.refusal
+        if self.parser.get_method() == b'CONNECT': self._end_parsing('bad_request', 'CONNECT asks for a proxy, which this is not')
+        if self.parser.should_upgrade(): return # it begins again, see `_without_offer`
+        if len(self.pipeline) >= PIPELINED: self._end_parsing('bad_request', f'at most {PIPELINED} requests may be sent ahead of their answers')
         self.in_body = True
         self._stop('headers')
         self._start('body', self.timeout + GRACE, self._slow_body)
@@ -138,6 +159,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return True
 
     def on_message_complete(self):
+        if self.parser.should_upgrade(): return
         self._stop('body')
         if self._answering(): self.config.waiting.pop(self, None)
         super().on_message_complete()

@@ -22,7 +22,7 @@ class WorkerProcess(Process):
     "A process with a `Worker`, asked again and again whether it still answers"
     def __init__(self, config: ServeConfig, sockets: list[socket.socket]):
         super().__init__(config, sockets)
-        self.begun = self.heard = time.monotonic()
+        self.begun = self.heard = self.looked = time.monotonic()
         self.asked = self.answered = False
 
     @property
@@ -33,6 +33,7 @@ class WorkerProcess(Process):
     def target(self, sockets=None):
         "In the worker"
         self.parent_conn.close() # a copy, which would keep the end of the other process from being seen
+        signal.signal(signal.SIGHUP, signal.SIG_IGN) # the other process decides
         super().target(sockets)
 
     def always_pong(self):
@@ -44,6 +45,9 @@ class WorkerProcess(Process):
     def is_alive(self, timeout: float = 5) -> bool:
         "Whether it runs, and has answered in the last `timeout` seconds; asks without waiting"
         if not self.process.is_alive(): return False
+        now, before = time.monotonic(), self.looked
+        self.looked = now
+        if now - before > timeout / 2: self.heard = now # this process stood still itself, and the other perhaps with it
         try:
             while self.parent_conn.poll():
                 self.parent_conn.recv()
@@ -70,7 +74,7 @@ class Supervisor(Multiprocess):
 
     def run(self):
         "Until a signal ends it, or a worker could not start"
-        signals = set()
+        signals, self.in_terminal = set(), os.isatty(0)
         self.init_processes()
         while not self.should_exit.wait(TICK):
             signals.update(self.signal_queue)
@@ -93,7 +97,8 @@ class Supervisor(Multiprocess):
             process.process.join()
 
     def handle_hup(self):
-        "Nothing: models are exchanged without a restart, and uvicorn's own would start processes of another kind"
+        "Its terminal was closed. For a service without one, nothing: models are exchanged without a restart, and uvicorn's own would start processes of another kind"
+        if self.in_terminal: self.should_exit.set()
     handle_ttin = handle_ttou = handle_hup
 
     def keep_subprocess_alive(self):

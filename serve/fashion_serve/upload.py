@@ -38,8 +38,11 @@ class Hold:
 
 
 class _InMemory(MultiPartParser):
-    "Starlette's parser, never writing an upload to disk"
+    "Starlette's parser, never writing an upload to disk, which says whether the last boundary came"
     spool_max_size = MAX_BUFFERED
+    ended = False
+
+    def on_end(self): self.ended = True
 
 
 def _too_large(limit: int) -> Problem:
@@ -61,20 +64,25 @@ async def _counted(request: Request, limit: int, hold: Hold) -> AsyncIterator[by
 
 async def _form(request: Request, limit: int, max_files: int, hold: Hold) -> FormData:
     stream = _counted(request, limit + FORM_EXTRA, hold)
-    try: return await _InMemory(request.headers, stream, max_files=max_files, max_fields=MAX_FIELDS, max_part_size=1024).parse()
+    parser = _InMemory(request.headers, stream, max_files=max_files, max_fields=MAX_FIELDS, max_part_size=1024)
+    try: form = await parser.parse()
     except MultiPartException as e:
         files = 'one file' if max_files == 1 else f'up to {max_files} files'
         raise Problem('bad_multipart', f'{e.message.rstrip(".")}: send {files} in the field file') from None
     except (UnicodeError, LookupError) as e: raise Problem('bad_multipart', 'the form is not in the charset it names: send it as UTF-8') from e
+    if parser.ended: return form
+    await form.close()
+    raise Problem('bad_multipart', 'the form ends before its last boundary: please send it again, whole')
 
 
 async def _form_files(request: Request, limit: int, max_files: int, hold: Hold) -> list[bytes]:
     "The contents of the form's fields `file`, in order"
     form = await _form(request, limit, max_files, hold)
     try:
-        files = [await f.read() for f in form.getlist('file') if isinstance(f, UploadFile)]
-        if not files: raise Problem('missing_file', 'the form has no file in a field named file')
-        return files
+        files = [(field, f) for field, f in form.multi_items() if isinstance(f, UploadFile)]
+        if 'file' not in dict(files): raise Problem('missing_file', 'the form has no file in a field named file')
+        if len({*dict(files)}) > 1: raise Problem('bad_multipart', 'the form has files in several fields: send all of them in the field file')
+        return [await f.read() for _, f in files]
     finally: await form.close()
 
 

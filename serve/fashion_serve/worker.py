@@ -119,13 +119,16 @@ class Watch(threading.Thread):
     def _beat(self): self.beat = time.monotonic()
 
     def run(self):
+        looked = since = time.monotonic()
         while not self.ended.wait(self.patience / 8):
+            now, before = time.monotonic(), looked
+            looked = now
+            if now - before > self.patience / 2: since = now # the whole process stood still: nothing is stuck
             try: self.loop.call_soon_threadsafe(self._beat)
             except RuntimeError: return # the loop has ended
             self.engine.show_queue()
-            now = time.monotonic()
-            if now - self.beat > self.patience: self._end('the event loop')
-            if self.engine.busy_for(now) > self.patience: self._end('a thread that works on pictures')
+            if now - max(self.beat, since) > self.patience: self._end('the event loop')
+            if min(self.engine.busy_for(now), now - since) > self.patience: self._end('a thread that works on pictures')
 
     def _end(self, what: str):
         os.write(2, f'fashion_serve: {what} has been stuck for {self.patience:g} s: process {os.getpid()} ends and is replaced\n'.encode())

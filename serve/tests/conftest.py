@@ -141,11 +141,11 @@ def png():
 
 class Service:
     "A running `fashion_serve`, started through its console script"
-    def __init__(self, *args: str, env: dict | None = None, files: int = 0): # `files` that each process may open
+    def __init__(self, *args: str, env: dict | None = None, files: int = 0, stdin: int | None = None): # `files` that each process may open
         script = Path(sys.executable).with_name('fashion_serve')
         self.started = time.perf_counter()
         limit = (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))) if files else None
-        self.process = subprocess.Popen([script, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=limit)
+        self.process = subprocess.Popen([script, *args], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=limit)
         self.lines: list[str] = []
         self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True)
 

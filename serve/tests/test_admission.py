@@ -87,6 +87,17 @@ def test_a_batch_that_cannot_go_on_says_so_for_each_picture(job):
     assert [future.exception().code for future in coming] == ['not_ready'] * 2 and batch.promised == 0
 
 
+def test_nothing_is_left_of_batches_that_have_ended(job):
+    queue = WorkQueue(1)
+    batches = [Batch(queue, [job(.1 * i, lane=Lane.BATCH) for i in range(1, 8)], ahead=1) for _ in range(3)]
+    for coming in zip(*batches, strict=True): # in turn: such sums never come out at nothing
+        assert all(not future.done() for future in coming)
+        queue.done(queue.take())
+    for batch in batches: batch.end()
+    while queue.waiting(): queue.done(queue.take())
+    assert queue.wait(Lane.BATCH) == 0
+
+
 def test_a_batch_goes_on_after_pictures_that_fail(job):
     queue = WorkQueue(1)
     batch = Batch(queue, [job(1.0, lane=Lane.BATCH) for _ in range(5)], ahead=2)

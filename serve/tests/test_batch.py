@@ -56,6 +56,16 @@ def test_language_and_model(client, samples, png):
 def test_only_forms(client, samples):
     assert client.post('/v1/predict/batch', content=samples['bag']).json()['code'] == 'bad_multipart'
     assert client.post('/v1/predict/batch', files={'other': b'x'}).json()['code'] == 'missing_file'
+    assert 'several fields' in client.post('/v1/predict/batch', files=[('other', b'x'), ('file', samples['bag'])]).json()['detail']
+
+
+@pytest.mark.parametrize('path', ['predict', 'predict/batch'])
+def test_a_form_that_ends_early_loses_nothing_silently(client, samples, path):
+    def form(*ends): return b''.join(b'--cut\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + samples['bag'] + end for end in ends)
+    def ask(body): return client.post(f'/v1/{path}', content=body, headers={'Content-Type': 'multipart/form-data; boundary=cut'})
+    assert ask(form(b'\r\n--cut--\r\n')).status_code == 200
+    for body in (form(b''), form(b'\r\n'), form(b'\r\n--cut'), form(b'\r\n', b'') if 'batch' in path else form(b'\r\n--cu')):
+        assert (said := ask(body).json())['code'] == 'bad_multipart' and 'last boundary' in said['detail']
 
 
 @pytest.fixture(scope='module')

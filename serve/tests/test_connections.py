@@ -165,6 +165,30 @@ def _white(width: int, height: int) -> bytes:
     return out.getvalue()
 
 
+OFFER = b'Connection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n'
+
+
+@pytest.mark.parametrize('chunked', [False, True])
+@pytest.mark.parametrize('pause', [0, .05])
+def test_an_offer_of_another_protocol_is_passed_over(address, png, chunked, pause):
+    picture = png()
+    body = b'%x\r\n%s\r\n0\r\n\r\n' % (len(picture), picture) if chunked else picture
+    length = b'Transfer-Encoding: chunked\r\n' if chunked else b'Content-Length: %d\r\n' % len(picture)
+    half = len(body) // 2
+    talk = Talk(address, HEAD, OFFER, length + b'\r\n', body[:half], body[half:], pause=pause)
+    answer = b''.join(iter(lambda: talk.socket.recv(65536), b''))
+    assert answer.startswith(b'HTTP/1.1 200') and answer.count(b'HTTP/1.1') == 1 and b'"label"' in answer
+
+
+def test_a_body_behind_such_an_offer_is_no_request(address):
+    hidden = b'POST /v1/models/fashion_mnist/reload HTTP/1.1\r\nHost: shop\r\nContent-Length: 0\r\n\r\n'
+    for method in (b'POST /v1/predict', b'CONNECT shop:80'):
+        talk = Talk(address, method + b' HTTP/1.1\r\nHost: shop\r\nX-Forwarded-For: 1.2.3.4\r\n' + OFFER.replace(b'close, ', b'') + b'Content-Length: %d\r\n\r\n' % len(hidden), hidden, pause=.2)
+        answer = talk.socket.recv(65536)
+        assert answer.count(b'HTTP/1.1') == 1 and answer.startswith((b'HTTP/1.1 415', b'HTTP/1.1 400')), answer
+        talk.socket.close()
+
+
 def test_trailers_are_no_headers(address, samples):
     "What follows a chunked body cannot change what the request was"
     picture = samples['bag']

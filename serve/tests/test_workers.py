@@ -100,6 +100,30 @@ def test_one_worker_that_is_told_to_stop_is_replaced_and_newcomers_are_heard(two
     assert two.stop() == (0, '')
 
 
+def test_a_service_that_stood_still_as_a_whole_goes_on(two, samples):
+    before = two.workers()
+    group = [two.process.pid, *before]
+    for pid in group: os.kill(pid, signal.SIGSTOP)
+    time.sleep(4) # twice the patience
+    for pid in group: os.kill(pid, signal.SIGCONT)
+    for _ in range(30):
+        assert urllib.request.urlopen(urllib.request.Request(two.url + 'v1/predict', samples['bag']), timeout=5).status == 200
+        time.sleep(.1)
+    assert two.workers() == before and two.stop() == (0, '')
+
+
+def test_it_ends_with_its_terminal(serve, models_dir, samples):
+    ours, its = os.openpty()
+    service = serve('--port', '0', '--models_dir', str(models_dir), '--workers', '2', '--default_model', 'fashion_mnist', stdin=its)
+    service.wait()
+    with Load(service, samples['bag']) as load:
+        wait_for(lambda: len(load.statuses) > 20, 10)
+        for pid in (*service.workers(), service.pid): os.kill(pid, signal.SIGHUP) # as a terminal does that is closed
+        assert service.process.wait(20) == 0
+    assert set(load.statuses) == {200} and not load.lost
+    os.close(ours), os.close(its)
+
+
 def test_not_ready_before_it_stops_answering(two, samples):
     where, seen = urlsplit(two.url), []
     two.process.send_signal(signal.SIGTERM)
