@@ -9,6 +9,7 @@ __all__ = ['shrink', 'ServiceError', 'Client', 'AsyncClient']
 import asyncio, io, json, os, time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -21,15 +22,17 @@ from .image import IMAGE_ERRORS, ImageError, ImageLimits, check_picture, decode_
 from .predict import Failure, Prediction, Score, Timing, read_file
 
 # %% ../nbs/09_client.ipynb #cell-6
+_OWN = ImageLimits(max_pixels=150_000_000, max_webp_pixels=25_000_000, max_side=30_000, max_scan_pixels=3_000_000_000) # of whoever asks: larger than what a service takes
+
 def shrink(
     data: bytes, # a picture file
     max_side: int = 640, # pixels along the longer side that are enough
     max_bytes: int = 500_000, # a file that is larger is made smaller too
 ) -> bytes: # the same file if it is small enough, otherwise a JPEG; raises `ImageError`
     "Make a large picture small"
-    header = image_header(data, ImageLimits(max_bytes=len(data)))
+    header = image_header(data, limits := replace(_OWN, max_bytes=len(data)))
     if max(header.height, header.width) <= max_side and len(data) <= max_bytes: return data
-    im = Image.fromarray(decode_image(data, limits=ImageLimits(max_bytes=len(data))))
+    im = Image.fromarray(decode_image(data, limits=limits))
     im.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=2)
     im.save(out := io.BytesIO(), 'JPEG', quality=90)
     return out.getvalue()

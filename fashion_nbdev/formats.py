@@ -195,6 +195,8 @@ def _parse_bmp(data: bytes) -> ImageParts:
     return ImageParts('BMP', width, abs(height), data)
 
 # %% ../nbs/00a_formats.ipynb #cell-41
+_DEFLATE = 1032 # times at most that zlib makes data smaller (https://zlib.net/zlib_tech.html)
+
 def _check_bytes(data: bytes, limits: ImageLimits) -> bytes:
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise ImageError('not_bytes', f'got {type(data).__name__}, but must be the bytes of an image file: read it first, Path(...).read_bytes()')
@@ -208,6 +210,7 @@ def _check_size(parts: ImageParts, limits: ImageLimits):
     if not width or not height: raise ImageError('corrupt', f'the picture is {width} x {height} pixels: there is nothing in it')
     if width*height > (most := min(limits.max_pixels, limits.max_webp_pixels) if parts.format == 'WEBP' else limits.max_pixels):
         raise ImageError('too_many_pixels', f'the picture has {width*height:,} pixels ({width:,} x {height:,}), but must have at most {most:,}')
+    if parts.format == 'PNG' and width*height > _DEFLATE*8*len(parts.body): raise ImageError('corrupt', f'the PNG file is damaged or incomplete (it is too short for {width:,} x {height:,} pixels)')
     if max(width, height) > limits.max_side:
         raise ImageError('side_too_long', f'the picture is {width:,} x {height:,} pixels, but a side must have at most {limits.max_side:,}')
     if parts.scans > limits.max_jpeg_scans:

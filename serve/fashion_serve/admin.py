@@ -1,5 +1,4 @@
 "Models exchanged and tried while the service runs; for the one who runs it"
-import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
 from typing import Annotated
@@ -8,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from fashion_serve import schemas as s
 from fashion_serve.errors import Problem
-from fashion_serve.keys import bearer
+from fashion_serve.keys import bearer, key_digest
 from fashion_serve.openapi import problems
 from fashion_serve.routes import EngineDep, describe
 
@@ -19,7 +18,7 @@ async def allowed(request: Request):
     "The administrator's key; without one set, somebody on this very machine. Raises `Problem`"
     wanted, given = request.app.state.engine.settings.admin_key_sha256, bearer(request)
     if wanted:
-        if not hmac.compare_digest(hashlib.sha256(given.encode()).hexdigest(), wanted): raise Problem('not_allowed', 'this needs the key of the administrator: Authorization: Bearer ...')
+        if not hmac.compare_digest(key_digest(given), wanted): raise Problem('not_allowed', 'this needs the key of the administrator: Authorization: Bearer ...')
     elif request.client is None or request.client.host not in ('127.0.0.1', '::1') or not BROWSER_OR_PROXY.isdisjoint(request.headers):
         raise Problem('not_allowed', 'this is for programs on the same machine, as long as FASHION_ADMIN_KEY_SHA256 is not set')
 

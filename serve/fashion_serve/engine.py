@@ -72,8 +72,8 @@ class Engine:
     def submit(self, kind: Classify | Infer, data: bytes | np.ndarray, pixels: int, gone: Gone = never) -> asyncio.Future:
         "Take on one job, in people's lane: its `Answer` to come; raises `Problem` if that would be too late"
         begun, allowed, cost = time.perf_counter(), self.settings.deadline, kind.pace.estimate(pixels)
-        if isinstance(kind, Classify): self.usual += (cost - self.usual) / 50
         self._admit(cost, Lane.INTERACTIVE, allowed)
+        if isinstance(kind, Classify): self.usual += (cost - self.usual) / 50
         return self._put(Job(kind, data, pixels, cost, begun + allowed, asyncio.get_running_loop().create_future(), Lane.INTERACTIVE, gone))
 
     async def tried(self, coming: asyncio.Future, kind: Classify, data: bytes, pixels: int, gone: Gone = never) -> Answer:

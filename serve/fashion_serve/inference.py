@@ -29,24 +29,33 @@ v2 = APIRouter(prefix='/v2', tags=['Open Inference Protocol'])
 Name = Annotated[str, Path(description='name of a model in /v1/models')]
 
 
-class Input(msgspec.Struct):
+def _version(request: Request) -> str | None: return request.path_params.get('version') # of the paths that have one
+
+
+Version = Annotated[str | None, Depends(_version)]
+
+
+class Named(msgspec.Struct):
     name: str
+    parameters: dict[str, Any] | None = None
+    def __post_init__(self): self.parameters = self.parameters or {} # null is as good as nothing
+
+
+class Input(Named, kw_only=True):
     shape: list[int]
     datatype: str
-    parameters: dict[str, Any] = {}
     data: list | None = None
 
 
-class Output(msgspec.Struct):
-    name: str
-    parameters: dict[str, Any] = {}
+class Output(Named): pass
 
 
 class InferRequest(msgspec.Struct):
     inputs: list[Input]
-    id: str = ''
-    outputs: list[Output] = []
-    parameters: dict[str, Any] = {}
+    id: str | None = None
+    outputs: list[Output] | None = None
+    parameters: dict[str, Any] | None = None
+    def __post_init__(self): self.outputs, self.parameters = self.outputs or [], self.parameters or {}
 
 
 def _wrong(detail: str) -> Problem: return Problem('bad_tensor', detail)
@@ -104,7 +113,7 @@ def _checked_outputs(request: InferRequest) -> list[Output]:
         k = output.parameters.get('classification', 0)
         if type(k) is not int or k < 0: raise _wrong(f'classification of output {output.name} must be a whole number of classes')
     if len({output.name for output in request.outputs}) < len(request.outputs): raise _wrong('an output is asked for more than once')
-    return request.outputs or [Output('logits')]
+    return request.outputs or [Output(name) for name in OUTPUTS]
 
 
 def _output(output: Output, model: Model, logits: np.ndarray, everything_binary: bool) -> tuple[dict, bytes]:
@@ -164,7 +173,7 @@ async def ready(engine: EngineDep) -> dict:
 
 @v2.get('/models/{name}', summary='Inputs and outputs of a model', responses=problems('not_ready', 'unknown_model'))
 @v2.get('/models/{name}/versions/{version}', include_in_schema=False)
-async def metadata(engine: EngineDep, name: Name, version: str | None = None) -> dict:
+async def metadata(engine: EngineDep, name: Name, version: Version = None) -> dict:
     "One input, image; logits and calibrated probabilities as outputs."
     model = _model(engine, name, version)
     i = model.predictor.info
@@ -174,7 +183,7 @@ async def metadata(engine: EngineDep, name: Name, version: str | None = None) ->
 
 @v2.get('/models/{name}/ready', summary='Would this model answer?', responses=problems('not_ready', 'unknown_model'))
 @v2.get('/models/{name}/versions/{version}/ready', include_in_schema=False)
-async def model_ready(engine: EngineDep, name: Name, version: str | None = None) -> dict:
+async def model_ready(engine: EngineDep, name: Name, version: Version = None) -> dict:
     "Whether it is loaded, and the service not about to stop."
     engine.check_lasting()
     return dict(name=_model(engine, name, version).name, ready=True)
@@ -183,7 +192,7 @@ async def model_ready(engine: EngineDep, name: Name, version: str | None = None)
 @v2.post('/models/{name}/infer', summary='Logits of images of the size of the model', openapi_extra=TENSOR_BODY, responses=problems(
     'not_ready', 'unknown_model', 'bad_tensor', 'too_large', 'incomplete_body', 'bad_length', 'overloaded', 'no_key', 'rate_limited'), dependencies=[Depends(known)])
 @v2.post('/models/{name}/versions/{version}/infer', include_in_schema=False, dependencies=[Depends(known)])
-async def infer(request: Request, engine: EngineDep, name: Name, version: str | None = None) -> Response:
+async def infer(request: Request, engine: EngineDep, name: Name, version: Version = None) -> Response:
     "Logits, probabilities or the classes ranked first, for tensors in JSON or binary."
     record, model = request.state.record, _model(engine, name, version)
     engine.check_room()

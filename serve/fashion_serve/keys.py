@@ -49,6 +49,11 @@ def bearer(request: Request) -> str:
     return given.strip() if scheme.lower() == 'bearer' else ''
 
 
+def key_digest(given: str) -> str:
+    "SHA-256 of a key as it came in a header: its bytes, whatever alphabet they are in"
+    return hashlib.sha256(given.encode('latin-1')).hexdigest()
+
+
 class Windows:
     "How often each key has asked, in a file that all workers share: a sliding window from two counts, as Cloudflare has it"
     ENTRY = struct.Struct('<dII') # when the window began, how often it was asked in the one before, and in this one
@@ -89,7 +94,7 @@ class Keeper:
         "Raises `Problem` for a request without a known key, or one that comes too soon"
         if not self.keys: return
         given = bearer(request) or request.headers.get('x-api-key', '')
-        digest = hashlib.sha256(given.encode()).hexdigest()
+        digest = key_digest(given)
         same = [hmac.compare_digest(digest, key.digest) for key in self.keys] # all of them: the time says nothing
         if not any(same): raise Problem('no_key', 'send a key that is known here: Authorization: Bearer ...', {'WWW-Authenticate': 'Bearer'})
         key = self.keys[same.index(True)]

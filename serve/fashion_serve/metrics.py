@@ -20,7 +20,7 @@ REQUESTS = Counter('requests', 'Requests answered', ('route', 'method', 'status'
 REQUEST_SECONDS = Histogram('request_seconds', 'From when a request had come to the last byte of its answer; of those that were not refused', ('route',), buckets=SECONDS, **_own)
 STAGE_SECONDS = Histogram('stage_seconds', 'Time of one stage of an answer', ('stage',), buckets=SECONDS, **_own)
 PROBLEMS = Counter('problems', 'Requests that ended in a problem', ('code',), **_own)
-SHED = Counter('shed', 'Requests turned away because of load', ('reason',), **_own)
+SHED = Counter('shed', 'Requests turned away: because of load, or sooner than their key may ask', ('reason',), **_own)
 PREDICTIONS = Counter('predictions', 'Pictures answered', ('model', 'version', 'label'), **_own)
 CONFIDENCE = Histogram('confidence', 'Probability of the most likely label', ('model',), buckets=CHANCES, **_own)
 PICTURE_BYTES = Histogram('picture_bytes', 'Size of a picture file', buckets=(1e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7), **_own)

@@ -40,6 +40,18 @@ def problems(*codes: str) -> dict[int, dict]:
     return found
 
 
+KEYS = {'bearer': {'type': 'http', 'scheme': 'bearer'}, 'key': {'type': 'apiKey', 'in': 'header', 'name': 'X-API-Key'}}
+
+
+def _describe_keys(doc: dict):
+    "Where a key may be needed, and how it is sent; whoever runs the service decides whether one is"
+    doc['components']['securitySchemes'] = KEYS
+    for path in doc['paths'].values():
+        for route in path.values():
+            if '401' in route['responses']: route['security'] = [{}, {'bearer': []}, {'key': []}]
+            elif '403' in route['responses']: route['security'] = [{}, {'bearer': []}]
+
+
 def _drop_fastapis_own_errors(doc: dict):
     "FastAPI adds a 422 of its own to every route with a parameter; here errors are problems"
     for unused in ('HTTPValidationError', 'ValidationError'): doc['components']['schemas'].pop(unused, None)
@@ -59,6 +71,7 @@ def add_openapi(app: FastAPI):
             schemas['ProblemOut']['properties']['code']['enum'] = list(PROBLEMS)
             doc['paths']['/v1/predict/batch']['post']['responses']['200']['content'] = {'application/x-ndjson': {'schema': {'$ref': '#/components/schemas/BatchLine'}}}
             _drop_fastapis_own_errors(doc)
+            _describe_keys(doc)
             app.openapi_schema = doc
         return app.openapi_schema
     app.openapi = build

@@ -52,6 +52,13 @@ def test_nested_data(client, images):
     flat = client.post(PATH, json=request_of(images)).json()
     nested = dict(inputs=[dict(name='image', datatype='UINT8', shape=list(images.shape), data=images.tolist())])
     assert client.post(PATH, json=nested).json()['outputs'] == flat['outputs']
+    assert client.post(PATH, json=nested | dict(id=None, outputs=None, parameters=None)).json() == flat
+
+
+def test_all_outputs_that_the_model_has_if_none_is_named(client, images):
+    promised = client.get('/v2/models/fashion_mnist').json()['outputs']
+    found = client.post(PATH, json=request_of(images)).json()['outputs']
+    assert [o['name'] for o in found] == [o['name'] for o in promised] and [o['shape'][1:] for o in found] == [o['shape'][1:] for o in promised]
 
 
 def test_binary(client, predictor, images):
@@ -60,7 +67,8 @@ def test_binary(client, predictor, images):
     size = int(answer.headers['inference-header-content-length'])
     head = json.loads(answer.content[:size])
     assert head['outputs'][0]['parameters'] == {'binary_data_size': images.shape[0] * 40} and answer.headers['content-type'] == 'application/octet-stream'
-    assert np.array_equal(np.frombuffer(answer.content[size:], np.float32).reshape(-1, 10), predictor.logits(images))
+    logits, probabilities = np.frombuffer(answer.content[size:], np.float32).reshape(2, -1, 10) # all outputs, for none was named
+    assert np.array_equal(logits, predictor.logits(images)) and np.allclose(probabilities, predictor.probabilities(images), atol=1e-6)
 
 
 def test_classification(client, predictor, images):

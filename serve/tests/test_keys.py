@@ -17,7 +17,7 @@ def digest(key: str) -> str: return hashlib.sha256(key.encode()).hexdigest()
 
 @pytest.fixture(scope='module')
 def guarded(running, models_dir, tmp_path_factory):
-    (path := tmp_path_factory.mktemp('keys') / 'keys.txt').write_text(f'# who may ask\nshop {digest("open sesame")}\nguest {digest("three only")} 3/hour\n')
+    (path := tmp_path_factory.mktemp('keys') / 'keys.txt').write_text(f'# who may ask\nshop {digest("open sesame")}\nлавка {digest("сезам, откройся")}\nguest {digest("three only")} 3/hour\n')
     with running(Settings(models_dir=models_dir, default_model='fashion_mnist', deadline=60, keys_file=path, workers=1)) as client: yield client
 
 
@@ -31,6 +31,11 @@ def test_nobody_without_a_key(guarded, samples, headers):
 def test_with_a_key(guarded, samples):
     for headers in ({'Authorization': 'Bearer open sesame'}, {'X-API-Key': 'open sesame'}, {'Authorization': 'bearer open sesame'}, {'Authorization': 'Basic cHJveHk6b25seQ==', 'X-API-Key': 'open sesame'}):
         for _ in range(5): assert guarded.post('/v1/predict', content=samples['bag'], headers=headers).status_code == 200
+
+
+def test_a_key_in_another_alphabet(guarded, samples):
+    key = 'сезам, откройся'.encode()
+    for headers in ({'X-API-Key': key}, {'Authorization': b'Bearer ' + key}): assert guarded.post('/v1/predict', content=samples['bag'], headers=headers).status_code == 200
 
 
 def test_what_needs_none(guarded):
@@ -84,3 +89,9 @@ def test_a_key_given_for_its_hash_is_not_shown():
 def test_everybody_where_no_keys_are_set(settings, samples, running):
     with running(settings) as client: assert client.post('/v1/predict', content=samples['bag']).status_code == 200
     assert TestClient(create_app(settings)).get('/livez').status_code == 200
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path) # which '' would name as a folder of models
+    for name in ('MODELS_DIR', 'KEYS_FILE', 'WORKERS', 'DEFAULT_MODEL'): monkeypatch.setenv(f'FASHION_{name}', '')
+    assert load_settings() == load_settings(models_dir=None) and load_settings().models_dir is None and load_settings().workers >= 1

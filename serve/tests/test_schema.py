@@ -17,6 +17,15 @@ def described(started, models_dir):
         yield schemathesis.openapi.from_url(service.url + 'openapi.json')
 
 
+def test_keys_and_parameters_are_described():
+    doc = create_app(Settings()).openapi()
+    assert {*doc['components']['securitySchemes']} == {'bearer', 'key'}
+    for path, method in OPERATIONS:
+        operation = doc['paths'][path][method]
+        assert bool(operation.get('security')) == bool({'401', '403'} & {*operation['responses']}), (path, method)
+        assert 'version' not in [p['name'] for p in operation.get('parameters', ())]
+
+
 @pytest.mark.parametrize('mode', [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=['right', 'wrong'])
 @pytest.mark.parametrize('path, method', OPERATIONS)
 def test_every_answer_is_one_that_is_described(described, path, method, mode, turns):
