@@ -15,7 +15,7 @@ import numpy as np
 
 from .core import command, model_path
 from .predict import Predictor
-from .results import conditions, read_results, write_results
+from .results import conditions, read_results, record_folder, write_results
 from .sla import RATES, cost_per_thousand, record_file, sla_rows, sla_table
 from .timing import BenchmarkError, compare_speed, measure_latency, measure_throughput, product_photo
 
@@ -226,16 +226,18 @@ def fashion_benchmark(
     no_service: bool = False, # do not start the service
     sla: bool = False, # measure nothing: report every promise against the records in --out
     price: float = 0.05, # with --sla: of one core for one hour, in any currency
-    out: str = 'results', # folder for benchmark_MODEL.json, or benchmark_MODEL_PROVIDER.json
+    out: str = '', # folder for benchmark_MODEL.json, or benchmark_MODEL_PROVIDER.json; results if not given and nothing is shortened
 ):
     "Measure a model file's latency, throughput, size, memory and cold start, or report what is promised"
     if sla:
-        if not report_sla(out, price): raise SystemExit(1)
+        if not report_sla(out or 'results', price): raise SystemExit(1)
         return
     if runs < 1: raise BenchmarkError(f'--runs is {runs}, but must be at least 1')
     if image and not Path(image).is_file(): raise BenchmarkError(f'--image {image}: no such file')
+    folder = record_folder(out, whole=runs >= 1000 and not no_service)
     line = command_line('fashion_benchmark', model=model, compare=compare, image=image, runs=runs, threads=threads, provider=provider, no_service=no_service)
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else None
     result = benchmark(model, compare, runs, image, threads, provider, not no_service, say=lambda text: text and print(text, flush=True))
-    path = write_results(Path(out)/record_file('benchmark', model_path(model).stem, result['provider']), result, **conditions(line, n_runs=runs, load_average=load))
+    if not folder: return
+    path = write_results(folder/record_file('benchmark', model_path(model).stem, result['provider']), result, **conditions(line, n_runs=runs, load_average=load))
     print(f'  -> {path}')

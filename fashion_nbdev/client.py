@@ -17,9 +17,9 @@ import numpy as np
 from fastcore.basics import chunked
 from PIL import Image
 
-from .core import FashionError
+from .core import ConfigError, FashionError
 from .image import IMAGE_ERRORS, ImageError, ImageLimits, check_picture, decode_image, image_header
-from .predict import Failure, Prediction, Score, Timing, read_file
+from .predict import Failure, Prediction, Score, Timing, read_file, several
 
 # %% ../nbs/09_client.ipynb #cell-6
 _OWN = ImageLimits(max_pixels=150_000_000, max_webp_pixels=25_000_000, max_side=30_000, max_scan_pixels=3_000_000_000) # of whoever asks: larger than what a service takes
@@ -125,6 +125,10 @@ def _in_order(ready: list, text: str) -> Iterator: # the service's answers among
     for data in ready: yield data if isinstance(data, Failure) else _line(next(lines))
 
 # %% ../nbs/09_client.ipynb #cell-17
+def _groups(xs: Iterable, n: int) -> Iterator[list]:
+    if n < 1: raise ConfigError(f'batch_size is {n}, but must be at least 1')
+    yield from chunked(several(xs), n)
+
 class Client(_Asking):
     "Asks a service and waits for its answers; to be used in a `with` block, or closed"
     def __init__(self, *args, **kwargs):
@@ -163,7 +167,7 @@ class Client(_Asking):
         batch_size: int = 16, # pictures sent together
     ) -> Iterator[Prediction | Failure]: # in the order of `xs`; raises `ServiceError`
         "Categorise many pictures; a bad one becomes a `Failure` in its place"
-        for group in chunked(xs, batch_size):
+        for group in _groups(xs, batch_size):
             ready, request = self._many(group, top_k=top_k, lang=lang, model=model)
             yield from _in_order(ready, self._ask(**request).text if request['files'] else '')
 
@@ -206,6 +210,6 @@ class AsyncClient(_Asking):
         batch_size: int = 16, # pictures sent together
     ) -> AsyncIterator[Prediction | Failure]: # in the order of `xs`; raises `ServiceError`
         "Categorise many pictures; a bad one becomes a `Failure` in its place"
-        for group in chunked(xs, batch_size):
+        for group in _groups(xs, batch_size):
             ready, request = await asyncio.to_thread(self._many, group, top_k=top_k, lang=lang, model=model)
             for found in _in_order(ready, (await self._ask(**request)).text if request['files'] else ''): yield found

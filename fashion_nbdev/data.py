@@ -265,7 +265,7 @@ def _decode_splits(data: DataConfig, seed: int, progress: bool) -> dict[str, Spl
 
 def load_dataset(
     data: DataConfig | str, # the settings, or a key of `DATASETS`
-    valid_size: int | None = None, # images set aside, unless a validation split is published
+    valid_size: int | None = None, # images set aside, unless a validation split is published; of the samples, the same share as of the whole
     seed: int = 42, # chooses them
     archive: str | Path | None = None, # a folder, zip or tar of one's own
     samples: bool | None = None, # read the slice that is part of the repository

@@ -310,7 +310,7 @@ def fashion_evaluate(
     samples: bool = False, # use the committed slice of the data set
     archive: str = '', # a folder, zip or tar of your own that holds the data set's files
     unverified: bool = False, # accept other images in the same format
-    valid_size: int = None, # images set aside as the split valid; 5000, or what the configuration says
+    valid_size: int = None, # images set aside as the split valid (of the samples, the same share); 5000, or what the configuration says
     config: str = '', # an experiment whose data section says where images are and how they are split
     quick: bool = False, # leave out the accuracy of photographs under shifts, which takes ten times as long
     out: str = '', # results file; results/evaluate_MODEL.json if not given, none for samples and unverified images

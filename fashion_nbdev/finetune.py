@@ -97,7 +97,8 @@ class OnnxNetwork(nn.Module):
 # %% ../nbs/04b_finetune.ipynb #b4bb36a8
 def _load_teacher(name: str) -> nn.Module: # raises `ConfigError`
     if name.endswith('.onnx'): return OnnxNetwork(name)
-    return load_model(teacher_weights(name).parent)
+    try: return load_model(teacher_weights(name).parent)
+    except ConfigError as e: raise ConfigError(f'train.teachers: {e}; train it first, or do without (train.teachers: [])') from None
 
 def load_teachers(
     cfg: TrainConfig, # its `teachers` and `temperature`
@@ -106,7 +107,7 @@ def load_teachers(
     "The teachers that an experiment names"
     networks = [_load_teacher(name) for name in cfg.teachers]
     for run, net in zip(cfg.teachers, networks):
-        if list(net.pretrained_cfg.get('label_names') or ()) != keys: raise ConfigError(f'train.teachers: {run} was taught other classes than {", ".join(keys)}')
+        if list(net.pretrained_cfg.get('label_names') or ()) != keys: raise ConfigError(f'train.teachers: {run} was taught other classes than {", ".join(keys)}: name others, or none (train.teachers: [])')
     return Teachers(networks, cfg.temperature) if networks else None
 
 # %% ../nbs/04b_finetune.ipynb #cell-15

@@ -166,6 +166,7 @@ def make_recipe(
 # %% ../nbs/05_improvements.ipynb #cell-33
 def _run_dir(runs: Path, name: str, run: str, resume: bool) -> Path:
     "The folder of this run: as named, the newest unfinished one to resume, or a new one named by the time"
+    if run in ('.', '..') or {*run} & {*'/\\'}: raise ConfigError(f'--run is {run!r}, but must be a plain name: the run is kept in {runs/name}')
     if run: return runs/name/run
     if not resume: return runs/name/strftime('%Y%m%d-%H%M%S')
     started = sorted(runs.glob(f'{name}/*/checkpoint/last.pt'), key=lambda p: p.stat().st_mtime)
@@ -209,6 +210,7 @@ def fashion_train(
     "Train one experiment: network, checkpoints, log, metrics and an MLflow record"
     cfg = load_config(config, set)
     run_dir = _run_dir(Path(runs), cfg.name, run, resume)
+    load_teachers(cfg.train, [label.key for label in labels_of(cfg.data)]) # one that cannot teach is known before thousands of photographs are read
     splits = load_splits(cfg)
     augment, cbs = make_recipe(cfg, splits)
     if replace_run and not run: raise ConfigError('replace_run needs the name of the run: add --run NAME')

@@ -145,6 +145,7 @@ def fashion_labels(
     if figure: check_target(figure, '.png')
     splits = load_splits(cfg)
     if 'test' not in splits: raise ConfigError(f'{cfg.data.dataset} has no test split: set data.test_size')
+    if folds > (least := int(np.bincount(splits['train'].labels).min())): raise ConfigError(f'folds is {folds}, but must be at most {least}, the images of the smallest class')
     report = label_report(cfg, splits, *(probs := out_of_fold(cfg, splits, folds, runs)))
     line = f'fashion_labels --config {config} --folds {folds}' + f' --set {" ".join(set)}'*bool(set)
     write_results(out, report, **conditions(line, train_hash=data_hash(splits['train']), config=asdict(cfg)))

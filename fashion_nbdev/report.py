@@ -172,7 +172,7 @@ def fashion_data(
     archive: str = None, # a folder, zip or tar of your own; for deepfashion also a saved data set or Parquet
     samples: bool = False, # read the small slice that is part of the repository
     unverified: bool = False, # accept other images in the same format
-    valid_size: int = None, # images set aside to choose with where no such split is published (5000)
+    valid_size: int = None, # images set aside to choose with where no such split is published (5000; of the samples, the same share)
     test_size: int = None, # likewise to report on (0)
     split_by: str = None, # deepfashion: product, or image, which is a leak
     keep: str = None, # a folder for the verified files themselves, which is then what is read

@@ -16,7 +16,7 @@ import numpy as np
 from .benchmark import command_line
 from .core import ConfigError, command, model_path
 from .predict import Predictor
-from .results import conditions, write_results
+from .results import conditions, record_folder, write_results
 from .session import offered_providers
 from .timing import spread, time_calls
 
@@ -81,10 +81,12 @@ def fashion_runtimes(
     batch_sizes: str = '1,8,32', # pictures at once, with commas
     threads: str = '1,2', # with commas
     rounds: int = 15, # turns that each runtime gets
-    out: str = 'results', # folder for runtimes.csv
+    out: str = '', # folder for runtimes.csv; results if not given and nothing is shortened
 ):
     "Measure one network in every runtime that this machine has"
     if run and not (Path(run)/'best_model').is_dir(): raise ConfigError(f'--run {run}: no best_model there; give a training run such as runs/{model}/pipeline')
+    if rounds < 1: raise ConfigError(f'--rounds is {rounds}, but must be at least 1')
+    folder = record_folder(out, whole=rounds >= 15 and (batch_sizes, threads) == ('1,8,32', '1,2'))
     path, fp32 = model_path(model), Path(run)/'model_fp32.onnx'
     info, rows = Predictor.load(path).info, []
     for n_threads in _numbers('threads', threads):
@@ -94,7 +96,7 @@ def fashion_runtimes(
             rows += [dict(model=info.name, version=info.version, threads=n_threads) | row for row in race(candidates, images, rounds)]
             print('\n'.join('{threads} threads, {batch_size:2} pictures, {runtime:24} {ms:8.2f} ms, {slower:.2f} times as long as the first ({slower_low:.2f} to {slower_high:.2f})'.format(**r) for r in rows[-len(candidates):]), flush=True)
     line = command_line('fashion_runtimes', model=model, run=run, batch_sizes=batch_sizes, threads=threads, rounds=rounds)
-    print(f'  -> {write_results(Path(out)/"runtimes.csv", rows, ["model", "threads", "batch_size", "runtime"], **conditions(line, n_runs=rounds))}')
+    if folder: print(f'  -> {write_results(folder/"runtimes.csv", rows, ["model", "threads", "batch_size", "runtime"], **conditions(line, n_runs=rounds))}')
 
 def _numbers(name: str, text: str) -> list[int]:
     try: found = [int(word) for word in text.split(',')]

@@ -53,7 +53,7 @@ def split_valid(
     seed: int = 42, # another seed sets aside others
 ) -> tuple[Split, Split]: # what is left to train on, and the validation split
     "Set a stratified validation split aside"
-    if n > (m := len(train.labels)): raise DataError(f'cannot choose {n:,} of {m:,} images for validation: lower data.valid_size (--valid_size)')
+    if not 1 <= n <= (m := len(train.labels)): raise DataError(f'cannot choose {n:,} of {m:,} images for validation: change data.valid_size (--valid_size)')
     mask = np.zeros(m, bool)
     mask[stratified(train.labels, n, seed)] = True
     return Split(train.images[~mask], train.labels[~mask]), Split(train.images[mask], train.labels[mask])

@@ -18,7 +18,7 @@ from .benchmark import command_line
 from .core import ConfigError, command, model_path, usable_cores
 from .load import closed_loop, http_request, measured, null_server, open_loop, pictures, running_service, summary, usage
 from .predict import Predictor
-from .results import conditions, write_results
+from .results import conditions, record_folder, write_results
 from .sla import AIMED, RATES, load_title, record_file, sla_rows, sla_table
 from .timing import BenchmarkError, spread
 
@@ -205,11 +205,14 @@ def fashion_load(
     provider: str = 'cpu', # what runs the models in the service that is started; openvino is quicker on CPUs with AMX
     folder: str = '', # of JPEG and PNG files to ask about; drawn ones if not given
     no_overload: bool = False, # only the steady rate (and --soaked)
-    out: str = 'results', # folder for load_MODEL.json, or load_MODEL_PROVIDER.json
+    out: str = '', # folder for load_MODEL.json, or load_MODEL_PROVIDER.json; results if not given and nothing is shortened
 ) -> dict:
     "Ask a service as many customers would, and as too many would, and say whether it keeps its promises"
     if model not in RATES and not rate: raise ConfigError(f'--rate must be given for {model}: promises are known for {", ".join(RATES)}')
+    for name, value in dict(rate=rate, seconds=seconds, soaked=soaked).items():
+        if value < 0 or name == 'seconds' and not value: raise ConfigError(f'--{name} is {value:g}, but must be above 0')
     promised = RATES.get(model, rate)
+    kept = record_folder(out, whole=not (url or folder or no_overload) and rate in (0, promised) and seconds >= 30)
     rate, data = rate or promised, pictures(model, folder)
     with running_service(provider=provider) if not url else _given(url) as address:
         found = dict(model=model, **{k: _ask(address, f'/v1/models/{model}')[k] for k in ('version', 'provider')}, rate=rate) | (dict(url=url) if url else {})
@@ -218,9 +221,10 @@ def fashion_load(
             found[name] = value
             print(words, flush=True)
     line = command_line('fashion_load', url=url, model=model, rate=f'{rate:g}', seconds=f'{seconds:g}', soaked=soaked, provider=provider.replace('cpu', ''), folder=folder, no_overload=no_overload)
-    path = Path(out)/record_file('load', model, found['provider'])
+    if not kept: return found
+    path = kept/record_file('load', model, found['provider'])
     print(f'  -> {write_results(path, found, **conditions(line, n_runs=found["steady"]["n"]))}')
-    if model in RATES and found['provider'] == 'cpu': print(sla_table([r for r in sla_rows(model, out, found['version']) if r['source'].startswith('load')]))
+    if model in RATES and found['provider'] == 'cpu': print(sla_table([r for r in sla_rows(model, kept, found['version']) if r['source'].startswith('load')]))
     return found
 
 # %% ../nbs/08b_stress.ipynb #cell-24
