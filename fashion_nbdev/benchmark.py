@@ -136,12 +136,13 @@ def benchmark(
     "Measure a model file; raises `FashionError` with one line"
     path = model_path(model)
     p = Predictor.load(path, provider, threads)
+    other = _rival(p, compare) if compare else None # here, for a mistake should not cost minutes
     photo = Path(image).read_bytes() if image else product_photo()
     result = dict(model=p.info.name, version=p.info.version, file_mb=path.stat().st_size / 1e6, provider=p.provider, threads=threads)
     seconds = min(.5, runs / 1000)
     say(describe(result))
     steps = dict(latency=lambda: measure_latency(p, photo, runs), cpu_share=_cpu_clock(), throughput=lambda: measure_throughput(p, p.prepare(photo), seconds=seconds),
-                 compare=lambda: _compare(p, compare, runs) if compare else None,
+                 compare=lambda: _compare(p, other, model_path(compare), runs) if compare else None,
                  cold_start=lambda: measure_cold_start(path, photo, min(5, max(1, runs // 50)), threads, p.provider),
                  service=lambda: measure_service(path, min(3, max(1, runs // 100)), provider=p.provider) if service else None)
     for name, step in steps.items():
@@ -155,10 +156,15 @@ def _cpu_clock() -> Callable: # the share of wall time since now in which this t
     wall, cpu = time.perf_counter(), time.thread_time() # of one thread: those of the network do not add up
     return lambda: (time.thread_time() - cpu) / (time.perf_counter() - wall)
 
-def _compare(p: Predictor, path: str | Path, runs: int) -> dict:
+def _rival(p: Predictor, path: str | Path) -> Predictor: # raises `BenchmarkError`
+    "Another file, to be run as `p` is"
+    other = Predictor.load(model_path(path), p.provider, p.threads)
+    size, wanted = ((i.height, i.width, i.channels) for i in (other.info, p.info))
+    if size != wanted: raise BenchmarkError(f'--compare {path}: its images are {size}, but those of {p.info.name} {wanted} (height, width, channels)')
+    return other
+
+def _compare(p: Predictor, other: Predictor, path: Path, runs: int) -> dict:
     "`p` against another file, one image and many"
-    path = model_path(path)
-    other = Predictor.load(path, p.provider, p.threads)
     rows = [compare_speed(p, other, n, rounds=max(11, min(41, runs // 10)), calls=calls) for n, calls in ((1, 20), (32, 5))]
     return dict(file=path.name, version=other.info.version, file_mb=path.stat().st_size / 1e6, speed=rows)
 

@@ -166,6 +166,7 @@ def record_folder(
     whole: bool, # whether everything is measured as the record has it
 ) -> Path | None: # where the record belongs; None, and a line that says so, for a try without a place of its own
     "A try replaces no record: `results` is for whole measurements"
+    if out and Path(out).is_file(): raise ResultsError(f'--out {out} is a file, but must be a folder')
     if out or whole: return Path(out or 'results')
     print('only a try, so nothing will be written: --out FOLDER keeps what is measured', flush=True)
 

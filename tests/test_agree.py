@@ -42,3 +42,8 @@ def test_only_what_was_measured_again_counts(project):
     write_results(project / 'runtimes.csv', [*measured(1.8, 2.0, 2.2, 'monday'), *measured(5, 6, 7, 'tuesday', model='new')])
     with pytest.raises(SystemExit, match='nothing was measured again'): agree.main()
     with pytest.raises(SystemExit, match='nothing was measured again since nowhere'): agree.main('nowhere')
+
+
+def test_another_model_file_is_no_second_run(project):
+    write_results(project / 'runtimes.csv', measured(5.1, 5.4, 5.6, 'tuesday', version='another'))
+    with pytest.raises(SystemExit, match='nothing was measured again'): agree.main()
