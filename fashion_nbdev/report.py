@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterator
 import numpy as np
 
 from .config import DataConfig, load_config
-from .core import command, labels_of, lookup, write_beside
+from .core import ConfigError, command, labels_of, lookup, write_beside
 from .data import DATASETS, Dataset, Split, _need, channel_stats, data_hash, fetch_dataset, input_rule, load_dataset, locate, photo_splits
 from .data import pixel_histogram, product_leaks, show_samples
 from .files import DataError, read_files
@@ -179,6 +179,7 @@ def fashion_data(
     out: str = None, # a folder for report.json, balance.png and, for images without people, samples.png
 ) -> dict: # the report
     "Fetch, verify and validate a data set"
+    if out and Path(out).is_file(): raise ConfigError(f'--out {out} is a file, but must be a folder')
     data = _data_config(config, dataset=dataset, archive=archive, samples=samples or None, verify=False if unverified else None, valid_size=valid_size, test_size=test_size, split_by=split_by)
     ds, data = DATASETS[data.dataset], replace(data, train_size=0) # all splits at one size, so that copies across them are found
     if keep or not data.samples: data = replace(data, archive=str(keep_files(data, keep) if keep else locate(ds, data.archive)))

@@ -7,7 +7,10 @@ import sys
 from functools import cache
 
 import pytest
+from PIL import Image
 from repository import BIN, ROOT, clean_env, load_script, pyproject
+
+from fashion_nbdev.predict import Predictor
 
 README = (ROOT/'README.md').read_text(encoding='utf-8')
 COMMANDS = pyproject()['project']['scripts']
@@ -151,3 +154,8 @@ print(json.dumps(tables))'''
     tables = [load_script('readme').from_root(t) for t in json.loads(done.stdout.splitlines()[-1])]
     assert len(tables) >= 2
     assert not [t for t in tables if t not in README], 'run `make notebooks docs`'
+
+
+def test_the_picture_of_the_page_shows_the_shipped_model():
+    with Image.open(ROOT/'nbs/images/page.png') as picture: shown = picture.text['version']
+    assert shown == Predictor.load('fashion_mnist').info.version, 'the model was exchanged since: make screenshot'

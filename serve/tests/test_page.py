@@ -3,6 +3,7 @@
     pytest serve/tests/test_page.py --screenshot nbs/images/page.png
 
 also writes the picture of it that the documentation shows."""
+import io
 import re
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from fashion_nbdev.core import LABELS, write_beside
 from fashion_nbdev.image import ImageError, ImageLimits, image_header
@@ -315,5 +317,7 @@ def test_screenshot(page, request):
     page.open((1200, 796), prefers_color_scheme='light').sample('shirt')
     page.js('document.activeElement.blur()')
     time.sleep(1) # the bars have grown
-    with write_beside(path) as tmp: page.driver.save_screenshot(str(tmp))
+    picture, about = Image.open(io.BytesIO(page.driver.get_screenshot_as_png())), PngInfo()
+    about.add_text('version', re.search(r'version (\w+)', page.js('document.body.innerText'))[1]) # so that a test knows when it is stale
+    with write_beside(path) as tmp: picture.save(tmp, 'PNG', optimize=True, pnginfo=about)
     assert Path(path).stat().st_size < 200_000
