@@ -80,7 +80,7 @@ class TrainConfig:
     balance: float = option(0.0, 0.0, 1.0) # exponent of the inverse class frequency that weights the loss
     teachers: tuple = option(()) # runs or model files whose averaged answers are learnt from, such as runs/clothing/teacher
     distill: float = option(0.0, 0.0, 1.0) # weight of the teachers' answers against the labels
-    temperature: float = option(1.0, 0.1, 20.0) # of both answers when they are compared
+    temperature: float = option(1.0, 0.1, 20.0) # makes the teachers' answers softer before they are learnt from
 
 @dataclass
 class AugmentConfig:

@@ -149,8 +149,9 @@ def make_recipe(
 ) -> tuple[Callable | None, tuple[Callback, ...]]: # for `fit`; raises `ConfigError`
     "The augmentation and the callbacks of an experiment"
     train, keys, size = cfg.train, [label.key for label in labels_of(cfg.data)], splits['valid'].images.shape[1:3]
+    if train.teachers and not train.distill: raise ConfigError('train.teachers are named, but train.distill gives their answers no weight: set it above 0')
     teachers = load_teachers(train, keys)
-    view = tuple(max(side, teachers.size) for side in size) if teachers else size
+    view = tuple(round(side*max(1, teachers.size/max(size))) for side in size) if teachers else size # of the same shape
     photos = DATASETS[cfg.data.dataset].photos
     cbs = [EMA(train.ema_decay)] if train.ema_decay else []
     if train.sam: cbs.append(SAM(train.sam))

@@ -13,7 +13,7 @@ from .data import Split, data_hash
 from .evaluate import top_k_accuracy, wilson_interval
 from .finetune import probabilities
 from .improvements import load_splits, make_recipe
-from .results import conditions, write_results
+from .results import conditions, read_results, write_results
 
 # %% ../nbs/05g_labels.ipynb #cell-4
 from dataclasses import asdict
@@ -56,7 +56,7 @@ def out_of_fold(
         if not (folder/'metrics.json').is_file():
             augment, cbs = make_recipe(cfg, parts)
             fit(cfg, parts, folder, augment, cbs, resume=(folder/'checkpoint'/'last.pt').is_file(), verbose=True)
-        elif load_config(folder/'config.yaml') != cfg: raise ConfigError(f'{folder} was trained with other settings: remove it or choose another name')
+        elif load_config(folder/'config.yaml') != cfg or read_results(folder/'metrics.json')[0]['train_hash'] != data_hash(parts['train']): raise ConfigError(f'{folder} was trained with other settings or images: remove it or choose another name')
         found[idx] = probabilities(folder/'final_model', parts['valid'].images)
         test = test + probabilities(folder/'final_model', splits['test'].images)/n
     return found, test
@@ -141,6 +141,8 @@ def fashion_labels(
     "Find doubtful labels and repeated pictures; run it again to go on after an interruption"
     if folds < 2: raise ConfigError(f'folds is {folds}, but must be at least 2')
     cfg = load_config(config, set)
+    for key in ('teachers', 'probe'): # what they know comes from all images
+        if getattr(cfg.train, key): raise ConfigError(f'train.{key} has seen the images that are left out: choose an experiment without')
     out = check_target(out or f'results/labels_{cfg.name}.json', '.json')
     if figure: check_target(figure, '.png')
     splits = load_splits(cfg)

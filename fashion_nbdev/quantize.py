@@ -253,7 +253,7 @@ def choose_variant(
     fp32, int8 = variants[0], [v for v in variants[1:] if v.name != 'fp16']
     best = max(v.accuracy for v in int8)
     if best < fp32.accuracy - max_loss - 1e-9: return fp32
-    good = [v for v in int8 if v.accuracy >= best - max(0.001, 1/len(v.logits)) - 1e-9]
+    good = [v for v in int8 if v.accuracy >= max(best - max(0.001, 1/len(v.logits)), fp32.accuracy - max_loss) - 1e-9]
     fast = [v for v in good if v.cpu_ms <= 1.15 * min(v.cpu_ms for v in good)]
     return max(fast, key=lambda v: v.agreement)
 

@@ -22,12 +22,13 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from .baseline import fit
 from .config import Config, DataConfig, load_config
 from .core import ConfigError, command, labels_of
 from .data import DATASETS, input_rule, photo_splits
 from .finetune import probabilities
 from .image import resize_image
-from .improvements import fashion_train
+from .improvements import load_splits, make_recipe
 from .results import conditions, read_results, write_results
 from .shifts import SHIFTS, shifted
 
@@ -116,7 +117,10 @@ def run_row(
     "Train one row with one seed, unless that was done before"
     folder, config, changes = sweep.run(name, seed, runs)
     cfg = load_config(config, changes)
-    if not has_ended(folder, cfg): fashion_train(config, folder.name, resume=(folder/'checkpoint'/'last.pt').is_file(), verbose=True, set=changes, runs=str(runs))
+    if not has_ended(folder, cfg):
+        splits = load_splits(cfg)
+        augment, cbs = make_recipe(cfg, splits)
+        fit(cfg, splits, folder, augment, cbs, resume=(folder/'checkpoint'/'last.pt').is_file(), verbose=True) # without a command: no run to export
     metrics, shifts = read_results(folder/'metrics.json')[0], folder/'shifts.json'
     if not DATASETS[cfg.data.dataset].photos: return metrics
     if not shifts.is_file(): write_results(shifts, dict(shifted_accuracy=shifted_accuracy(cfg, folder/'final_model')), **conditions(f'run_row {name}'))

@@ -8,11 +8,10 @@ from collections.abc import Callable
 
 from fashion_serve.board import Board
 
-BACKLOG = 2048 # connections that the kernel makes ahead of us
 TURN = .002 # seconds in which another worker may take it
 TURNS = 5 # then this one does: the other may be stuck
 SLACK = 1.25 # times as many connections as another one are no reason to leave one to it
-MOST = 500 # connections of a worker, as far as it may open so many files: about as many as it can answer within its deadline; for more, those make room that wait for their clients
+MOST = 1500 # connections of a worker, as far as it may open so many files; for more, those make room that wait for their clients
 OTHER_FILES = 100 # that a worker may need to open: models, metrics, pictures on their way
 BUSY = 2**31 # connections of a worker that wants none
 SO_ATTACH_FILTER = 26 # of Linux; Python does not name it
@@ -35,8 +34,8 @@ def most_connections() -> int:
 
 class Acceptor:
     "Takes connections from a socket that all workers listen on"
-    def __init__(self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], board: Board, connections: Callable[[], int], make_room: Callable[[], bool], turn_away: Callable[[socket.socket], bool]):
-        self.sock, self.protocol, self.board, self.connections, self.make_room, self.turn_away = sock, protocol, board, connections, make_room, turn_away
+    def __init__(self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], board: Board, connections: Callable[[], int], make_room: Callable[[], bool]):
+        self.sock, self.protocol, self.board, self.connections, self.make_room = sock, protocol, board, connections, make_room
         self.most = most_connections()
         self.loop, self.left, self.made = asyncio.get_running_loop(), 0, set()
         self.sock.setblocking(False)
@@ -64,24 +63,21 @@ class Acceptor:
             self.left += 1
             return self._pause()
         self.left = 0
-        for more in range(1 + mine // 4 if mine < self.most // 2 else BACKLOG if mine < BUSY else 1): # one by one while they are few; a flood must not wait
-            full = self.most <= mine + more < BUSY and not self.make_room()
-            if not self._take(full): return # left waiting, they would come when nobody wants the answer any more
+        for more in range(1 + mine // 4 if mine < BUSY else 1): # one by one while they are few; a flood must not wait
+            if self.most <= mine + more < BUSY and not self.make_room(): return self._pause()
+            if not self._take(): return
 
     def _pause(self):
         self.loop.remove_reader(self.sock)
         self.loop.call_later(TURN, self._watch)
 
-    def _take(self, full: bool = False) -> bool: # False if there is none
+    def _take(self) -> bool: # False if there is none
         try: connection, _ = self.sock.accept()
         except BlockingIOError: return False
         except ConnectionAbortedError: return True # a client that is gone again
         except OSError: # no more files can be opened: perhaps soon
             self._pause()
             return False
-        if not (full and self.turn_away(connection)): self._welcome(connection)
-        return True
-
-    def _welcome(self, connection: socket.socket):
         self.made.add(task := self.loop.create_task(self.loop.connect_accepted_socket(self.protocol, connection)))
         task.add_done_callback(self.made.discard)
+        return True

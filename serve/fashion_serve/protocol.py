@@ -2,8 +2,6 @@
 import asyncio
 import json
 import select
-import socket
-from contextlib import suppress
 from http import HTTPStatus
 from types import SimpleNamespace
 
@@ -11,16 +9,13 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fashion_serve.errors import MEDIA_TYPE, PROBLEMS, Problem, problem_body
-from fashion_serve.metrics import SHED, observe
 from fashion_serve.middleware import request_id_of
 from fashion_serve.record import Record
 
 PICTURES = b'/v1/predict'
-LOOKING = b'GET ' # whether it is alive and ready, among others
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024 # of the address and all headers
-READ = 256 * 1024 # bytes of a request that is turned away
 PIPELINED = 32 # requests that a client may send ahead of their answers
 LAST_MOMENT = .3 # seconds that an idle connection is kept when the service stops
 OFFERS = {b'connection', b'upgrade', b'http2-settings'} # headers with which a client offers another protocol
@@ -209,21 +204,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write(_answer(why.code, why.detail, record.request_id, {'connection': 'close'}))
             self.config.app.state.done(record)
         self._close()
-
-
-def turn_away(connection: socket.socket) -> bool: # False if it asks for something that is answered at once
-    "One connection more than can be answered in time: it is refused before it costs more than that; counted, but not logged"
-    connection.setblocking(False)
-    with suppress(OSError): # nothing has come yet
-        if connection.recv(len(LOOKING), socket.MSG_PEEK) == LOOKING: return False
-    record = Record(request_id_of({}), 'POST', PICTURES.decode(), PROBLEMS['overloaded'].status, code='overloaded')
-    with connection, suppress(OSError): # its client may be gone
-        connection.send(_answer('overloaded', 'more is asked than can be answered in time: please try again in 1 s', record.request_id, {'retry-after': '1', 'connection': 'close'}))
-        connection.shutdown(socket.SHUT_WR)
-        connection.recv(READ) # unread, it would take the answer back
-    SHED.labels('connections').inc()
-    observe(record)
-    return True
 
 
 def _answer(code: str, detail: str, request_id: str, headers: dict[str, str]) -> bytes:

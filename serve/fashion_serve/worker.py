@@ -36,13 +36,13 @@ class ServeConfig(uvicorn.Config):
         "Make the app; here, so that the process that only starts others does not load what the app needs"
         from fashion_serve.logs import log_in_json
         from fashion_serve.main import create_app
-        from fashion_serve.protocol import BoundedProtocol, turn_away
+        from fashion_serve.protocol import BoundedProtocol
         log_in_json()
         try: self.app, self.http = create_app(self.settings, self.board), BoundedProtocol
         except FashionError as e:
             self.board.publish(Note(error=str(e)))
             sys.exit(STARTUP_FAILURE)
-        self.engine, self.turn_away = self.app.state.engine, turn_away
+        self.engine = self.app.state.engine
         super().load()
 
 
@@ -59,7 +59,7 @@ class Worker(uvicorn.Server):
         await super().startup([]) # all but the listening
         make = lambda: self.config.http_protocol_class(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
         self.config.tell = self._connections
-        self.servers = [Acceptor(sock, make, self.config.board, self._connections, self._make_room, self.config.turn_away) for sock in sockets]
+        self.servers = [Acceptor(sock, make, self.config.board, self._connections, self._make_room) for sock in sockets]
         self.watch = Watch(asyncio.get_running_loop(), self.config.engine, self.config.settings.hang_timeout)
         self.watch.start()
         self.telling = asyncio.create_task(self._tell())

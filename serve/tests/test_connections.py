@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from fashion_serve.protocol import PIPELINED, turn_away
+from fashion_serve.protocol import PIPELINED
 from fashion_serve.settings import load_settings
 from fashion_serve.worker import ServeConfig, Worker
 
@@ -259,15 +259,3 @@ def test_who_has_spoken_is_heard_before_others_are_let_in(tmp_path):
     assert list(config.waiting) == [clients[3], clients[0], clients[1]]
     assert worker._make_room() and clients[3].gone
     assert not worker._make_room() and not clients[0].gone
-
-
-@pytest.mark.parametrize(('sent', 'refused'), [(HEAD + b'Content-Length: 3\r\n\r\nabc', True), (b'', True), (b'GET /livez HTTP/1.1\r\nHost: shop\r\n\r\n', False)], ids=['picture', 'nothing yet', 'probe'])
-def test_one_connection_too_many_is_refused_unless_it_looks_how_the_service_is(sent, refused):
-    ours, its = socket.socketpair()
-    its.sendall(sent)
-    assert turn_away(ours) is refused
-    if not refused: assert ours.recv(100) == sent
-    else:
-        head, _, body = b''.join(iter(lambda: its.recv(65536), b'')).partition(b'\r\n\r\n')
-        assert head.startswith(b'HTTP/1.1 429') and b'connection: close' in head and b'retry-after: 1' in head and json.loads(body)['code'] == 'overloaded'
-    ours.close(), its.close()
