@@ -336,7 +336,7 @@ def fashion_evaluate(
     if out: write_results(out, dict(**row, dataset=name, split=split, verdict=verdict, **scores, **extra), **cond)
     main = main_scores(scores)
     if metrics: _write(Path(metrics), json.dumps(main, indent=1).encode() + b'\n')
-    if not (samples or unverified): add_to_record(find_record(info.version, runs), {f'{split}_{k}': v for k, v in main.items()}) # a try replaces no record
+    if hash_ == info.data_hash or split != 'test' and not (samples or unverified): add_to_record(find_record(info.version, runs), {f'{split}_{k}': v for k, v in main.items()}) # other images replace no record
     if photos and split == 'test' and not quick:
         extra['shifts'] = accuracy_under_shifts((p.read() for p in photos), part.labels, predictor.logits, predictor.prepare)
         print(_shift_line(extra['shifts']))

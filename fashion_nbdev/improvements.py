@@ -11,7 +11,7 @@ from .batch_augment import make_augment
 from .config import Config, load_config
 from .core import ConfigError, command, labels_of, repo_root
 from .data import DATASETS, Split, data_hash, input_rule, load_dataset, take
-from .finetune import ProbeHead, SoftTargets, load_teachers
+from .finetune import ProbeHead, SoftTargets, Teachers, load_teachers
 from .photo_augment import make_photo_augment
 from .report import validate
 from .results import read_results
@@ -146,11 +146,12 @@ def _photo_augment(cfg: Config, height: int, width: int) -> Callable:
 def make_recipe(
     cfg: Config, # the experiment
     splits: dict[str, Split], # from `load_splits`
+    teachers: Teachers | None = None, # those that the experiment names, if they are loaded already
 ) -> tuple[Callable | None, tuple[Callback, ...]]: # for `fit`; raises `ConfigError`
     "The augmentation and the callbacks of an experiment"
     train, keys, size = cfg.train, [label.key for label in labels_of(cfg.data)], splits['valid'].images.shape[1:3]
     if train.teachers and not train.distill: raise ConfigError('train.teachers are named, but train.distill gives their answers no weight: set it above 0')
-    teachers = load_teachers(train, keys)
+    teachers = teachers or load_teachers(train, keys)
     view = tuple(round(side*max(1, teachers.size/max(size))) for side in size) if teachers else size # of the same shape
     photos = DATASETS[cfg.data.dataset].photos
     cbs = [EMA(train.ema_decay)] if train.ema_decay else []
@@ -211,9 +212,9 @@ def fashion_train(
     "Train one experiment: network, checkpoints, log, metrics and an MLflow record"
     cfg = load_config(config, set)
     run_dir = _run_dir(Path(runs), cfg.name, run, resume)
-    load_teachers(cfg.train, [label.key for label in labels_of(cfg.data)]) # one that cannot teach is known before thousands of photographs are read
+    teachers = load_teachers(cfg.train, [label.key for label in labels_of(cfg.data)]) # one that cannot teach is known before thousands of photographs are read
     splits = load_splits(cfg)
-    augment, cbs = make_recipe(cfg, splits)
+    augment, cbs = make_recipe(cfg, splits, teachers)
     if replace_run and not run: raise ConfigError('replace_run needs the name of the run: add --run NAME')
     if replace_run: resume = _left_to_do(run_dir, cfg, splits['train'])
     line = f'fashion_train --config {config}' + f' --set {" ".join(set)}' * bool(set)

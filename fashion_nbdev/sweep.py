@@ -164,10 +164,11 @@ def side_by_side(
     if not 1 <= workers <= 64: raise ConfigError(f'workers is {workers}, but must be from 1 to 64')
     if workers == 1: yield partial # a call for later
     else:
-        pool = ProcessPoolExecutor(workers, get_context('spawn'), _begin_worker, (max(1, torch.get_num_threads()//workers),))
+        others, pool = active_children(), ProcessPoolExecutor(workers, get_context('spawn'), _begin_worker, (max(1, torch.get_num_threads()//workers),))
         try: yield lambda *call: pool.submit(*call).result
         except KeyboardInterrupt: # nobody waits for a run that goes on from its checkpoint
-            for process in active_children(): process.kill()
+            for process in active_children():
+                if process not in others: process.kill()
             raise
         finally: pool.shutdown(cancel_futures=True)
 

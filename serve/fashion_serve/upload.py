@@ -79,10 +79,10 @@ async def _form_files(request: Request, limit: int, max_files: int, hold: Hold) 
     "The contents of the form's fields `file`, in order"
     form = await _form(request, limit, max_files, hold)
     try:
-        files = [(field, f) for field, f in form.multi_items() if isinstance(f, UploadFile)]
-        if 'file' not in dict(files): raise Problem('missing_file', 'the form has no file in a field named file')
-        if len({*dict(files)}) > 1: raise Problem('bad_multipart', 'the form has files in several fields: send all of them in the field file')
-        return [await f.read() for _, f in files]
+        fields = {field for field, f in form.multi_items() if isinstance(f, UploadFile)}
+        if 'file' not in fields: raise Problem('missing_file', 'the form has no file in a field named file')
+        if len(fields) > 1: raise Problem('bad_multipart', 'the form has files in several fields: send all of them in the field file')
+        return [await f.read() for f in form.getlist('file') if isinstance(f, UploadFile)]
     finally: await form.close()
 
 
