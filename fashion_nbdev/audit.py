@@ -277,14 +277,15 @@ def fashion_audit(
     archive: str = '', # a folder, zip, tar or table of your own that holds them
     max_distance: int = MAX_DISTANCE, # bits of 256 in which copies may differ
     unverified: bool = False, # accept other photographs than the published ones
-    out: str = '', # results file, needed with --archive; otherwise results/audit_NAME.json, where NAME is the experiment's or else the data set's
+    out: str = '', # results file, needed with --archive, --max_distance or --unverified; otherwise results/audit_NAME.json, where NAME is the experiment's or else the data set's
     figure: str = '', # a PNG file for the picture; none if not given
 ) -> dict: # the report, see `audit`
     "Look for copies, leaks, damage and imbalance in a data set of photographs"
     cfg = load_config(config, [f'data.archive={json.dumps(archive)}']*bool(archive)) if config else Config(name=dataset)
     if not config: cfg.data.dataset, cfg.data.archive = dataset, archive
     if unverified: cfg.data.verify = False
-    if archive and not out: raise ConfigError(f'--archive needs --out: results/audit_{cfg.name}.json is about the photographs of {cfg.name} itself')
+    if not out and (other := [k for k, v in dict(archive=archive, unverified=unverified, max_distance=max_distance != MAX_DISTANCE).items() if v]):
+        raise ConfigError(f'--{other[0]} needs --out: results/audit_{cfg.name}.json is about the photographs of {cfg.name} itself, measured as usual')
     out = check_target(out or f'results/audit_{cfg.name}.json', '.json')
     if figure: check_target(figure, '.png')
     report = audit(photo_splits(cfg.data), max_distance)

@@ -146,7 +146,7 @@ def make_learner(
     model = build_model(cfg, splits['train'].images.shape[-1], len(keys))
     mean, std = input_stats(model) if cfg.model.pretrained else (None, None)
     dls = get_dls(splits, cfg.train.batch_size, cfg.seed, device, augment, mean, std, vocab=keys)
-    fast_convs(model, (splits['valid'].images.shape[-1], *splits['valid'].images.shape[1:3]))
+    if t.freeze_norms or fast_dtype() != torch.float32: fast_convs(model, (splits['valid'].images.shape[-1], *splits['valid'].images.shape[1:3]))
     if (weights := class_weights(splits['train'].labels, len(keys), cfg.train.balance)) is not None: weights = weights.to(device)
     frozen = [Freeze(t.freeze, t.head_epochs, t.freeze_norms)] if t.freeze or t.head_epochs or t.freeze_norms else []
     return ResumableLearner(dls, model, nn.CrossEntropyLoss(weights, label_smoothing=cfg.train.label_smoothing),

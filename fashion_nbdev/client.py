@@ -9,7 +9,7 @@ __all__ = ['shrink', 'ServiceError', 'Client', 'AsyncClient']
 import asyncio, io, json, os, time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -60,9 +60,16 @@ class ServiceError(FashionError):
 
     def __str__(self): return self.message
 
-def _error(problem: dict, status: int) -> FashionError:
-    code, detail = problem.get('code', 'unknown'), problem.get('detail', f'the service answered {status}')
+def _error(problem: Any, status: int) -> FashionError:
+    code, detail = (problem.get(k) if isinstance(problem, dict) else None for k in ('code', 'detail'))
+    if not (isinstance(code, str) and isinstance(detail, str)): code, detail = 'unknown', f'the service answered {status}' # something before it did
     return ImageError(code, detail) if code in {*IMAGE_ERRORS, 'bad_image'} else ServiceError(code, detail, status)
+
+@contextmanager
+def _understood(url: str) -> Iterator[None]:
+    "Where an answer is read that should be the service's own"
+    try: yield
+    except (ValueError, KeyError, TypeError, AttributeError): raise ServiceError('bad_answer', f'{url} answers, but not as this service does: is it its address?') from None
 
 def _prediction(body: dict) -> Prediction:
     spent = body['timing_ms']
@@ -72,8 +79,11 @@ def _line(text: str) -> Prediction | Failure:
     body = json.loads(text)
     return Failure(body['problem']['code'], body['problem']['detail']) if 'problem' in body else _prediction(body)
 
+def _source(x: Any) -> str | None: return str(x) if isinstance(x, str | os.PathLike) else None
+
 # %% ../nbs/09_client.ipynb #cell-13
 _AGAIN = {429, 502, 503, 504} # statuses that another try may change
+_LATER = {'overloaded', 'not_ready'} # likewise of one picture among many
 
 def _pause(attempt: int, response: httpx.Response | None) -> float:
     "Seconds to wait before the next try: what the service asks for, or a little longer each time"
@@ -81,10 +91,11 @@ def _pause(attempt: int, response: httpx.Response | None) -> float:
     return min(30.0, float(asked)) if asked.isdigit() else min(5.0, 0.1*2**attempt)
 
 def _checked(response: httpx.Response) -> httpx.Response:
-    if response.status_code < 400: return response
+    if response.is_success: return response
+    if place := response.headers.get('location'): raise ServiceError('moved', f'the service answered {response.status_code}: it is at {place}', response.status_code)
     try: problem = response.json()
-    except ValueError: problem = {} # something before the service answered
-    raise _error(problem if isinstance(problem, dict) else {}, response.status_code)
+    except ValueError: problem = None
+    raise _error(problem, response.status_code)
 
 def _unreachable(url: str, e: Exception) -> ServiceError:
     return ServiceError('unreachable', f'{url} does not answer ({type(e).__name__}: {e}): is the service running there?')
@@ -99,8 +110,11 @@ class _Asking:
         retries: int = 4, # tries after the first
         max_side: int = 640, # larger pictures are made smaller before they travel
     ):
+        if not url.startswith(('http://', 'https://')): raise ConfigError(f'url is {url!r}, but must begin with http:// or https://')
+        for name, value, least in (('retries', retries, 0), ('max_side', max_side, 1)):
+            if type(value) is not int or value < least: raise ConfigError(f'{name} is {value!r}, but must be a whole number from {least}')
         self.url, self.retries, self.max_side = url.rstrip('/'), retries, max_side
-        self._options = dict(base_url=self.url, timeout=timeout, headers={'Authorization': f'Bearer {key}'} if key else {})
+        self._options = dict(base_url=self.url, timeout=timeout, headers={'Authorization': f'Bearer {key.strip()}'.encode()} if key.strip() else {})
 
     def _pause_after(self, attempt: int, outcome: httpx.Response | httpx.TransportError) -> float | None: # seconds to wait before the next try; None if this answer is the last word
         failed, last = isinstance(outcome, httpx.TransportError), attempt == self.retries
@@ -109,20 +123,39 @@ class _Asking:
         return _pause(attempt, None if failed else outcome)
 
     def _one(self, x, **query) -> dict:
-        return dict(method='POST', url='/v1/predict', params={k: v for k, v in query.items() if v not in ('', None)}, content=_content(x, self.max_side))
+        return dict(method='POST', url='/v1/predict', params=_given(query), content=_content(x, self.max_side))
 
-    def _many(self, xs, **query) -> tuple[list[bytes | Failure], dict]: # what becomes of each, and the request for those that are pictures
-        ready = [_ready(x, self.max_side) for x in xs]
-        files = [('file', (str(i), data)) for i, data in enumerate(ready) if not isinstance(data, Failure)]
-        return ready, dict(method='POST', url='/v1/predict/batch', params={k: v for k, v in query.items() if v not in ('', None)}, files=files)
+    def _many(self, pictures, **query) -> dict: # the request for all of them together
+        return dict(method='POST', url='/v1/predict/batch', params=_given(query), files=[('file', (str(i), p.data)) for i, p in enumerate(pictures)])
 
-def _ready(x: Any, max_side: int) -> bytes | Failure:
-    try: return _content(x, max_side)
-    except ImageError as e: return Failure(e.code, e.message)
+    def _predicted(self, response: httpx.Response, x: Any) -> Prediction:
+        with _understood(self.url): return replace(_prediction(response.json()), source=_source(x))
 
-def _in_order(ready: list, text: str) -> Iterator: # the service's answers among the failures that were noticed here
-    lines = iter(text.splitlines())
-    for data in ready: yield data if isinstance(data, Failure) else _line(next(lines))
+    def _models(self, response: httpx.Response) -> list[dict]:
+        with _understood(self.url): return response.json()['models']
+
+    def _note(self, pictures: list, response: httpx.Response):
+        with _understood(self.url):
+            for picture, line in zip(pictures, response.text.splitlines(), strict=True): picture.answer = replace(_line(line), source=picture.source)
+
+def _given(query: dict) -> dict: return {k: v for k, v in query.items() if v not in ('', None)}
+
+@dataclass
+class _Picture:
+    "One of many that are sent together"
+    source: str | None
+    data: bytes = b''
+    answer: Prediction | Failure | None = None # none as long as it has not been asked about
+
+def _ready(xs: list, max_side: int) -> list[_Picture]:
+    pictures = [_Picture(_source(x)) for x in xs]
+    for picture, x in zip(pictures, xs):
+        try: picture.data = _content(x, max_side)
+        except ImageError as e: picture.answer = Failure(e.code, e.message, picture.source)
+    return pictures
+
+def _unanswered(pictures: list[_Picture]) -> list[_Picture]: # those to ask about, again if the service had no time for them
+    return [p for p in pictures if p.answer is None or isinstance(p.answer, Failure) and p.answer.code in _LATER]
 
 # %% ../nbs/09_client.ipynb #cell-17
 def _groups(xs: Iterable, n: int) -> Iterator[list]:
@@ -148,7 +181,7 @@ class Client(_Asking):
 
     def models(self) -> list[dict]: # as /v1/models describes them
         "The models there are"
-        return self._ask(method='GET', url='/v1/models').json()['models']
+        return self._models(self._ask(method='GET', url='/v1/models'))
 
     def predict(self,
         x: Any, # bytes of a picture file, its path, or uint8 [h, w] or [h, w, 1 or 3]
@@ -157,7 +190,7 @@ class Client(_Asking):
         model: str = '', # the service's default one if not given
     ) -> Prediction: # raises `ImageError`, `ServiceError`
         "Categorise one picture"
-        return _prediction(self._ask(**self._one(x, top_k=top_k, lang=lang, model=model)).json())
+        return self._predicted(self._ask(**self._one(x, top_k=top_k, lang=lang, model=model)), x)
 
     def predict_many(self,
         xs: Iterable, # any number of what `predict` takes
@@ -166,10 +199,14 @@ class Client(_Asking):
         model: str = '', # the service's default one if not given
         batch_size: int = 16, # pictures sent together
     ) -> Iterator[Prediction | Failure]: # in the order of `xs`; raises `ServiceError`
-        "Categorise many pictures; a bad one becomes a `Failure` in its place"
+        "Categorise many pictures; a bad one becomes a `Failure` in its place, as does one that the service has no time for in any of the tries"
         for group in _groups(xs, batch_size):
-            ready, request = self._many(group, top_k=top_k, lang=lang, model=model)
-            yield from _in_order(ready, self._ask(**request).text if request['files'] else '')
+            pictures = _ready(group, self.max_side)
+            for attempt in range(self.retries + 1):
+                if not (asked := _unanswered(pictures)): break
+                if attempt: time.sleep(_pause(attempt, None))
+                self._note(asked, self._ask(**self._many(asked, top_k=top_k, lang=lang, model=model)))
+            for picture in pictures: yield picture.answer
 
 # %% ../nbs/09_client.ipynb #cell-18
 class AsyncClient(_Asking):
@@ -191,7 +228,7 @@ class AsyncClient(_Asking):
 
     async def models(self) -> list[dict]: # as /v1/models describes them
         "The models there are"
-        return (await self._ask(method='GET', url='/v1/models')).json()['models']
+        return self._models(await self._ask(method='GET', url='/v1/models'))
 
     async def predict(self,
         x: Any, # bytes of a picture file, its path, or uint8 [h, w] or [h, w, 1 or 3]
@@ -200,7 +237,7 @@ class AsyncClient(_Asking):
         model: str = '', # the service's default one if not given
     ) -> Prediction: # raises `ImageError`, `ServiceError`
         "Categorise one picture"
-        return _prediction((await self._ask(**await asyncio.to_thread(self._one, x, top_k=top_k, lang=lang, model=model))).json())
+        return self._predicted(await self._ask(**await asyncio.to_thread(self._one, x, top_k=top_k, lang=lang, model=model)), x)
 
     async def predict_many(self,
         xs: Iterable, # any number of what `predict` takes
@@ -209,7 +246,11 @@ class AsyncClient(_Asking):
         model: str = '', # the service's default one if not given
         batch_size: int = 16, # pictures sent together
     ) -> AsyncIterator[Prediction | Failure]: # in the order of `xs`; raises `ServiceError`
-        "Categorise many pictures; a bad one becomes a `Failure` in its place"
+        "Categorise many pictures; a bad one becomes a `Failure` in its place, as does one that the service has no time for in any of the tries"
         for group in _groups(xs, batch_size):
-            ready, request = await asyncio.to_thread(self._many, group, top_k=top_k, lang=lang, model=model)
-            for found in _in_order(ready, (await self._ask(**request)).text if request['files'] else ''): yield found
+            pictures = await asyncio.to_thread(_ready, group, self.max_side)
+            for attempt in range(self.retries + 1):
+                if not (asked := _unanswered(pictures)): break
+                if attempt: await asyncio.sleep(_pause(attempt, None))
+                self._note(asked, await self._ask(**self._many(asked, top_k=top_k, lang=lang, model=model)))
+            for picture in pictures: yield picture.answer

@@ -21,7 +21,7 @@ from .evaluate import score
 from .export import data_info
 from .improvements import load_splits
 from .networks import load_model
-from .quantize import LATENCY_RUNS, ServedModel, as_predictor, export_onnx, median_latency, predict_logits, quantize_onnx
+from .quantize import LATENCY_RUNS, ServedModel, as_predictor, export_onnx, finishing, median_latency, predict_logits, quantize_onnx
 from .results import conditions, read_results, write_results
 from .sweep import Sweep, has_ended, load_sweep
 
@@ -36,8 +36,9 @@ def measure_run(
     splits, info = load_splits(replace(cfg, data=replace(cfg.data, train_size=0))), data_info(cfg)
     if 'test' not in splits: raise ConfigError(f'{cfg.name}: its data have no test split to compare on: set aside one with data.test_size')
     fp32 = export_onnx(ServedModel(net, net.pretrained_cfg['mean'], net.pretrained_cfg['std']).eval(), info.height, info.width, info.channels)
-    int8 = quantize_onnx(fp32, take(splits['train'], min(cfg.export.calibration_images, len(splits['train'].labels)), cfg.seed).images)
-    plain, served, test = as_predictor(fp32, info), as_predictor(int8, info), splits['test']
+    finish, _ = finishing(fp32, info, cfg.export, splits['valid'])
+    int8 = finish(quantize_onnx(fp32, take(splits['train'], min(cfg.export.calibration_images, len(splits['train'].labels)), cfg.seed).images))
+    plain, served, test = as_predictor(finish(fp32), info), as_predictor(int8, info), splits['test']
     scores = score(predict_logits(served, test.images), test.labels, info.labels)
     return dict(fp32_accuracy=float((predict_logits(plain, test.images).argmax(1) == test.labels).mean()), accuracy=scores['accuracy'], macro_f1=scores['macro_f1'],
         per_class=[{k: r[k] for k in ('label', 'precision', 'recall', 'f1')} for r in scores['per_class']], mb=len(int8)/1e6,

@@ -121,6 +121,9 @@ def check_target(
     return path
 
 # %% ../nbs/00_core.ipynb #cell-22
+_UMASK = os.umask(0) # it can only be read by setting it, which no thread should see
+os.umask(_UMASK)
+
 @contextmanager
 def write_beside(
     path: str | Path, # the file to write
@@ -132,8 +135,7 @@ def write_beside(
     tmp = Path(tmp)
     try:
         yield tmp
-        umask = os.umask(0); os.umask(umask)
-        tmp.chmod(0o666 & ~umask)
+        tmp.chmod(0o666 & ~_UMASK)
         with open(tmp, 'rb+') as f: os.fsync(f.fileno()) # or a power cut may leave the new name without its content
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)

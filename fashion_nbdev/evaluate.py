@@ -204,7 +204,7 @@ def main_scores(
     scores: dict, # from `score`
 ) -> dict[str, float]: # accuracy, top_3, macro_f1, log_loss, ece, lowest_precision and lowest_recall of a class
     "The numbers that two models are compared by"
-    worst = {f'lowest_{kind}': min(r[kind] for r in scores['per_class']) for kind in ('precision', 'recall')}
+    worst = {f'lowest_{kind}': min(r[kind] for r in scores['per_class'] if r['support']) for kind in ('precision', 'recall')}
     return {k: round(float(v), 6) for k, v in ({k: scores[k] for k in ('accuracy', 'top_3', 'macro_f1', 'log_loss', 'ece')} | worst).items()}
 
 # %% ../nbs/03_evaluate.ipynb #cell-58

@@ -88,12 +88,12 @@ def feed_pixels(
     _prune(graph)
 
 # %% ../nbs/05d_fold.ipynb #cell-17
-_LAST = {'Gemm', 'MatMul', 'Add', 'Reshape', 'Flatten', 'Squeeze', 'ReduceMean', 'GlobalAveragePool'}
+_LAST = {'Gemm', 'MatMul', 'Add', 'Mul', 'Reshape', 'Flatten', 'Squeeze', 'ReduceMean', 'ReduceMax', 'GlobalAveragePool', 'GlobalMaxPool'}
 
 def last_nodes(
     model: onnx.ModelProto, # FP32, giving `logits`
 ) -> list[str]: # names of nodes, the last first
-    "What turns the last features into logits: pooling and one matrix"
+    "What turns the last features into logits: pooling, one matrix, a factor and an offset"
     makers, names, tensor, matrices = {o: n for n in model.graph.node for o in n.output}, [], 'logits', 0
     while (node := makers.get(tensor)) is not None and node.op_type in _LAST:
         matrices += node.op_type in ('Gemm', 'MatMul')

@@ -103,6 +103,7 @@ class InfoBatch(Callback):
         on = seen.any() and self.epoch + 1 <= (1 - self.whole)*self.n_epoch
         easy = seen & (self.losses < self.losses[seen].mean()) if on else torch.zeros_like(seen)
         out = easy & (torch.rand(len(easy)).to(easy.device) < self.share)
+        if (~out).sum() < self.dls.train.batch_size: easy = out = torch.zeros_like(seen) # or the epoch would have no batch
         self.weights = 1 + easy*(1/(1 - self.share) - 1)
         self.dls.train.kept = (~out).nonzero()[:, 0].cpu() if on else None
 

@@ -29,8 +29,9 @@ from torch.nn import functional as F
 # %% ../nbs/05g_labels.ipynb #cell-8
 def all_training(
     splits: dict[str, Split], # 'train' and 'valid'
-) -> Split: # both, one after the other
+) -> Split: # both, one after the other; raises `ConfigError` if their sizes differ
     "Everything that may be learnt from"
+    if len({splits[k].images.shape[1:] for k in ('train', 'valid')}) > 1: raise ConfigError('training and validation images differ in size: set data.train_size to 0')
     return Split(*(np.concatenate([getattr(splits[k], part) for k in ('train', 'valid')]) for part in Split._fields))
 
 def folds(
@@ -134,7 +135,7 @@ def fashion_labels(
     config: str = 'configs/fashion_mnist.yaml', # the experiment that the folds are trained with, without teachers: they would have seen the fold that is left out
     folds: int = 5, # parts into which the training images are divided
     set: Param('settings that win over the file, such as train.epochs=10', str, nargs='+') = (),
-    out: str = '', # results file; results/labels_CONFIG.json if not given
+    out: str = '', # results file, needed with --set; otherwise results/labels_CONFIG.json
     figure: str = '', # a PNG file for the 25 most doubtful training images; none if not given
     runs: str = 'runs', # folder of all runs
 ) -> dict: # of `label_report`
@@ -143,6 +144,7 @@ def fashion_labels(
     cfg = load_config(config, set)
     for key in ('teachers', 'probe'): # what they know comes from all images
         if getattr(cfg.train, key): raise ConfigError(f'train.{key} has seen the images that are left out: choose an experiment without')
+    if set and not out: raise ConfigError(f'--set needs --out: results/labels_{cfg.name}.json is about {config} as it stands, unless you name it')
     out = check_target(out or f'results/labels_{cfg.name}.json', '.json')
     if figure: check_target(figure, '.png')
     splits = load_splits(cfg)

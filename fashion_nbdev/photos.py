@@ -183,7 +183,7 @@ def _as_arrow(path: Path, columns: tuple, progress: bool) -> Path:
     if (out := cache_dir()/'photos'/f'{key}.arrow').is_file(): return out
     schema = source.read_row_groups([], columns=list(columns)).schema
     with write_beside(out) as part, OSFile(str(part), 'wb') as sink, ipc.new_stream(sink, schema) as writer:
-        for batch in tqdm(source.iter_batches(64, columns=list(columns)), path.name, -(-source.metadata.num_rows//64), disable=not progress): writer.write_batch(batch)
+        for batch in tqdm(source.iter_batches(64, columns=list(columns)), path.name, -(-source.metadata.num_rows//64), disable=None if progress else True): writer.write_batch(batch)
     return out
 
 def _open_table(path: Path, columns: tuple, progress: bool) -> Any:
@@ -256,7 +256,7 @@ def check_photos(
 # %% ../nbs/01b_photos.ipynb #cell-38
 def _threaded(func: Callable, items: list, desc: str, progress: bool, block: int = 256) -> Iterable:
     "`func` of each item in order, in threads, never more than a block ahead"
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(items), desc=desc, unit=' photos', disable=not progress) as bar:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(items), desc=desc, unit=' photos', disable=None if progress else True) as bar:
         for i in range(0, len(items), block):
             for result in pool.map(func, items[i:i + block]):
                 yield result

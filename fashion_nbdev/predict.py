@@ -84,9 +84,9 @@ def _softmax(x: np.ndarray) -> np.ndarray: # float32 [n, classes], rows sum to 1
 # %% ../nbs/06_predict.ipynb #cell-15
 def several(
     xs: Any, # one thing or many
-) -> Any: # a list of it if it is a single path or file content
+) -> Any: # a list of it if it is a single path, file content or picture
     "What is asked about, for functions that take many"
-    return [xs] if isinstance(xs, str | os.PathLike | bytes) else xs
+    return [xs] if isinstance(xs, str | os.PathLike | bytes | bytearray | memoryview) or isinstance(xs, np.ndarray) and xs.ndim < 4 else xs
 
 def _check_request(info: ModelInfo, top_k: int | None, lang: str, batch_size: int) -> int: # the classes that are given
     n = len(info.labels)

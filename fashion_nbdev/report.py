@@ -131,7 +131,7 @@ def _files_of(ds: Dataset, source: Path) -> Iterator[tuple[str, Callable[[], byt
 
 def keep_files(
     data: DataConfig, # which data set, and where it is now
-    folder: str | Path, # gets its files, unpacked; what it held before is replaced
+    folder: str | Path, # gets its files, unpacked; what it held of them before is replaced
 ) -> Path: # the folder; raises `DataError`
     "Put the files of a data set into a folder, once they are known to be the published ones: all of them or none"
     if data.samples: raise DataError('the committed samples are kept already: leave out --samples, or --keep')
@@ -142,6 +142,9 @@ def keep_files(
     for name, read in _files_of(ds, source):
         (part/name).parent.mkdir(parents=True, exist_ok=True)
         (part/name).write_bytes(read())
+    if folder.exists() and (other := {p.name for p in folder.iterdir()} - {p.name for p in part.iterdir()}):
+        shutil.rmtree(part)
+        raise DataError(f'{folder} holds {sorted(other)[0]}, which is no file of {ds.name}: name a folder that is new')
     shutil.rmtree(folder, ignore_errors=True)
     return part.replace(folder)
 
@@ -175,7 +178,7 @@ def fashion_data(
     valid_size: int = None, # images set aside to choose with where no such split is published (5000; of the samples, the same share)
     test_size: int = None, # likewise to report on (0)
     split_by: str = None, # deepfashion: product, or image, which is a leak
-    keep: str = None, # a folder for the verified files themselves, which is then what is read
+    keep: str = None, # a folder of its own for the verified files themselves, which is then what is read
     out: str = None, # a folder for report.json, balance.png and, for images without people, samples.png
 ) -> dict: # the report
     "Fetch, verify and validate a data set"

@@ -91,12 +91,13 @@ def run_trial(
     settings = (*plan.set, *suggest(trial, plan.space))
     cfg = load_config(plan.config, settings)
     splits = _splits(plan.config, tuple(s for s in settings if s.startswith(('data.', 'seed='))))
-    augment, cbs = make_recipe(cfg, splits)
     folder = Path(runs)/cfg.name/f'{name}-{trial.number}'
     trial.set_user_attr('run', folder.name)
-    try: return fit(cfg, splits, folder, augment, (*cbs, Report(trial, parent)), verbose=True)['final_valid_accuracy']
+    try:
+        augment, cbs = make_recipe(cfg, splits)
+        return fit(cfg, splits, folder, augment, (*cbs, Report(trial, parent)), verbose=True)['final_valid_accuracy']
     except Stopped: raise optuna.TrialPruned from None
-    except TrainingError as e:
+    except (ConfigError, TrainingError) as e:
         trial.set_user_attr('error', str(e))
         raise optuna.TrialPruned from None
 

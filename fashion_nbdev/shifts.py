@@ -164,7 +164,7 @@ def accuracy_under_shifts(
 ) -> list[dict]: # rows shift ('none' first), n, accuracy, low, high, drop; raises `EvaluateError`, `ImageError`
     "Accuracy on photographs as they are and under every shift"
     names = 'none', *shifts
-    shown = tqdm(photos, 'shifts', len(labels), unit=' photos', disable=not progress)
+    shown = tqdm(photos, 'shifts', len(labels), unit=' photos', disable=None if progress else True)
     images = ([prepare(shifted(img, name)) for name in names] for img in (shifted(photo, 'none') for photo in shown))
     parts = [[np.asarray(predict(np.stack(same))) for same in zip(*batch)] for batch in chunked(images, batch_size)]
     if not parts: raise EvaluateError('nothing to score: there are no photographs')

@@ -132,7 +132,8 @@ _MEASURES = dict( # of a run's metrics; None where it was not measured
     valid_loss=lambda m: m['history'][-1]['valid_loss'], least_precision=lambda m: _least(m, 'precision'), least_recall=lambda m: _least(m, 'recall'),
     thousand_parameters=lambda m: m['parameters']/1e3, minutes=lambda m: m['seconds']/60)
 
-def _least(metrics: dict, score: str) -> float | None: return min((c[score] for c in metrics.get('per_class', ())), default=None) # of all classes
+def _least(metrics: dict, score: str) -> float | None: # of all classes that occur
+    return min((c[score] for c, row in zip(metrics.get('per_class', ()), metrics.get('confusion', ())) if sum(row)), default=None)
 
 def row_result(
     name: str, # of the row

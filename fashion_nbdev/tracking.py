@@ -7,7 +7,7 @@ __all__ = ['EXPERIMENT', 'TrackingError', 'no_secrets', 'first_line', 'server_ad
            'send_lines', 'Journal', 'Record', 'new_run', 'fashion_track', 'find_record', 'add_to_record']
 
 # %% ../nbs/03f_tracking.ipynb #cell-3
-import json, logging, os, re, threading, time
+import json, logging, os, re, shutil, threading, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import groupby
@@ -168,13 +168,22 @@ class Record:
         with write_beside(self.about) as tmp: tmp.write_text(json.dumps(self.run, indent=1))
 
     def start(self, name: str, params: dict, tags: dict):
-        "Open the run, or go on with the one there is; raises `TrackingError` where there is none and none can be made"
+        "Open the run, or go on with the one there is if it has these settings; raises `TrackingError` where there is none and none can be made"
+        begun = next((value for kind, value, _ in self.journal.lines() if kind == 'params'), {})
+        if self.run and begun != json.loads(json.dumps(params)): self._leave()
         if not self.run:
             with said_clearly(address := self.address): run_id = new_run(open_client(address), address, name, tags)
             self.note(run_id=run_id, server=no_secrets(os.environ.get('MLFLOW_TRACKING_URI') or ''), started=int(time.time()))
             self.journal.add('params', params)
         else: self.journal.add('status', 'RUNNING')
         self.send_meanwhile()
+
+    def _leave(self):
+        "The folder's run was given up: another takes its place"
+        self.journal.add('status', 'KILLED')
+        with suppress(Exception): self.send() # a server that is away does not hear of it
+        shutil.rmtree(self.place)
+        self.run = {}
 
     def metrics(self, values: dict, step: int = 0):
         now = int(1000*time.time())
