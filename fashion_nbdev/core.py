@@ -154,11 +154,13 @@ def cache_dir() -> Path: # created when something is written
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'fashion_nbdev'
 
 # %% ../nbs/00_core.ipynb #cell-28
-def models_dirs() -> list[Path]: # the folders that exist, first wins
+def models_dirs() -> list[Path]: # the folders that exist, first wins; raises `ConfigError`
     "Where models are looked for: `FASHION_MODELS_DIR`, the checkout's models/, the package's own"
     root = repo_root()
     own = Path(sys.modules[__name__].__file__).parent/'models' if __name__ == 'fashion_nbdev.core' else None
-    places = [os.environ.get('FASHION_MODELS_DIR'), root and root/'models', own]
+    named = os.environ.get('FASHION_MODELS_DIR')
+    if named and not Path(named).is_dir(): raise ConfigError(f'FASHION_MODELS_DIR is {named!r}, which is not a folder: name one with .onnx files, or leave it unset')
+    places = [named, root and root/'models', own]
     return [Path(p) for p in places if p and Path(p).is_dir()]
 
 def model_path(

@@ -121,6 +121,8 @@ class Predictor:
         self._run, self.provider = open_session(data, provider, threads, callers or max(1, usable_cores()//threads))
         self.logits(np.zeros((1, self.info.height, self.info.width, self.info.channels), np.uint8))
 
+    def __reduce__(self): raise TypeError('a Predictor cannot be copied or sent to another process: load it there')
+
     def __repr__(self):
         return f'Predictor({self.info.name} {self.info.version}, {len(self.info.labels)} classes, {self.provider}, threads={self.threads})'
 
@@ -143,7 +145,7 @@ class Predictor:
         if isinstance(x, np.ndarray): return _prepare_array(x, i, self.limits)
         if isinstance(x, (str, os.PathLike)): x = read_file(x, self.limits.max_bytes + 1)
         if not isinstance(x, (bytes, bytearray, memoryview)):
-            raise ImageError('bad_array', f'got {type(x).__name__}, but must be the bytes of an image file, its path, or a uint8 array')
+            raise ImageError('bad_array', f'got {type(x).__name__}, but must be the bytes of an image file, its path, or a uint8 array, such as np.asarray(image.convert("RGB"))')
         return read_image(bytes(x), i.height, i.width, i.channels, i.resize, i.crop_pct, self.limits)
 
     def logits(self,
@@ -235,12 +237,13 @@ class Predictor:
 
 # %% ../nbs/06_predict.ipynb #cell-40
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.gif', '.bmp')
+_OTHER_SUFFIXES = ('.avif', '.heic', '.heif', '.jxl', '.tif', '.tiff') # pictures too: each gets a row that says why it has no answer
 
 def _walk_folder(folder: str) -> Iterator[str]:
     denied = [] # a subfolder that cannot be listed becomes a row of its own
     for root, dirs, files in os.walk(folder, onerror=lambda e: denied.append(e.filename)):
         dirs[:] = sorted(d for d in dirs if not d.startswith('.'))
-        yield from (os.path.join(root, f) for f in sorted(files) if f.lower().endswith(IMAGE_SUFFIXES) and not f.startswith('.'))
+        yield from (os.path.join(root, f) for f in sorted(files) if f.lower().endswith(IMAGE_SUFFIXES + _OTHER_SUFFIXES) and not f.startswith('.'))
     yield from denied
 
 def find_images(

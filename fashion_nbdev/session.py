@@ -6,7 +6,7 @@
 __all__ = ['PROVIDERS', 'offered_providers', 'first_line', 'open_session']
 
 # %% ../nbs/05j_session.ipynb #69ad2bad
-import importlib, importlib.util, re, sys, threading
+import importlib, importlib.util, os, re, sys, threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -75,8 +75,9 @@ def _start_openvino(data: bytes, threads: int, callers: int) -> Callable:
         core = _import_openvino().Core()
         network = core.compile_model(core.read_model(data), 'CPU', options)
     except Exception as e: raise ModelError(f'OpenVINO cannot run it: {first_line(e)}') from None
-    own = threading.local()
+    own, here = threading.local(), os.getpid()
     def run(batch):
+        if os.getpid() != here: raise ModelError('it was loaded before this process was forked, which OpenVINO does not survive: load it in each process')
         if not hasattr(own, 'request'): own.request = network.create_infer_request()
         return np.concatenate([own.request.infer({'image': block}, share_inputs=True)['logits'] for block in _blocks(batch)])
     return run

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 [ $# -ge 1 ] && [ $# -le 2 ] || { echo "usage: deploy.sh IMAGE [USER@HOST]; IMAGE is such as ghcr.io/owner/fashion_nbdev:0.1.0" >&2; exit 2; }
 image=$1 host=${2:-}
-files=(compose.yaml monitoring smoke.py deploy.sh)
+files=(compose.yaml config monitoring smoke.py deploy.sh)
 
 if [ -n "$host" ]; then # the same there; the host's own shell reads what is quoted by %q
     tar -c "${files[@]}" | ssh -o BatchMode=yes "$host" \

@@ -81,21 +81,21 @@ def works(command: str) -> bool:
 
 
 @pytest.fixture(scope='module')
-def builder() -> str:
+def builder(request) -> str:
+    if not request.config.getoption('--image'): pytest.skip('building takes minutes: make container, or --image build')
     found = next((command for command in ('docker', 'podman', 'buildah') if works(command)), None)
-    return found or pytest.skip('neither Docker, Podman nor Buildah works here')
+    return found or pytest.fail('neither Docker, Podman nor Buildah works here')
 
 
 @pytest.fixture(scope='module')
 def image(request, builder) -> str:
     "The image that is tried: a new one, unless --image names one"
     wanted, base = request.config.getoption('--image'), request.config.getoption('--base')
-    if not wanted: pytest.skip('building takes minutes: make container, or --image build')
     if wanted != 'build':
         if subprocess.run([builder, 'inspect', '--type', 'image', wanted], capture_output=True).returncode: subprocess.run([builder, 'pull', wanted], check=True)
         return wanted
     if not base and subprocess.run([builder, 'pull', instructions(SERVICE)[0][1].split()[0]], capture_output=True).returncode:
-        pytest.skip('the base image cannot be had here: name another with --base')
+        pytest.fail('the base image cannot be had here: name another with --base')
     on = [] if not base else ['--build-context', f'base=docker-image://{base}'] if builder == 'docker' else ['--from', base]
     network = [] if builder == 'docker' else ['--network', 'host', '--format', 'docker'] # the format that knows health checks
     subprocess.run([builder, 'build', *on, *network, '--file', ROOT/SERVICE, '--tag', 'fashion_nbdev:tried', ROOT], check=True)

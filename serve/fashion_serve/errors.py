@@ -90,7 +90,9 @@ def _on_problem(request: Request, e: Problem):
 
 
 def _on_image_error(request: Request, e: ImageError):
-    return respond(request, e.code if e.code in PROBLEMS else 'bad_image', str(e))
+    from_curl = request.headers.get('content-type') == 'application/x-www-form-urlencoded' and e.code in ('corrupt', 'unsupported_format')
+    hint = '; curl -d changes what it sends, --data-binary does not' if from_curl else ''
+    return respond(request, e.code if e.code in PROBLEMS else 'bad_image', f'{e}{hint}')
 
 
 def _on_invalid(request: Request, e: RequestValidationError):

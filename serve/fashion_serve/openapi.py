@@ -60,6 +60,17 @@ def _drop_fastapis_own_errors(doc: dict):
             if MEDIA_TYPE not in route['responses'].get('422', {}).get('content', {}): route['responses'].pop('422', None)
 
 
+ANYWHERE = 'bad_request', 'slow_request', 'headers_too_large', 'internal_error' # what may happen to any request
+
+
+def _describe_the_rest(doc: dict):
+    "What may happen to any request, and answers in bytes"
+    for path, routes in doc['paths'].items():
+        for route in routes.values():
+            for status, answer in problems(*ANYWHERE).items(): route['responses'].setdefault(str(status), answer)
+            if path.endswith('/infer'): route['responses']['200']['content']['application/octet-stream'] = _BINARY
+
+
 def add_openapi(app: FastAPI):
     "Make `/openapi.json` complete; it is built once, when first asked for"
     def build() -> dict:
@@ -72,6 +83,7 @@ def add_openapi(app: FastAPI):
             doc['paths']['/v1/predict/batch']['post']['responses']['200']['content'] = {'application/x-ndjson': {'schema': {'$ref': '#/components/schemas/BatchLine'}}}
             _drop_fastapis_own_errors(doc)
             _describe_keys(doc)
+            _describe_the_rest(doc)
             app.openapi_schema = doc
         return app.openapi_schema
     app.openapi = build

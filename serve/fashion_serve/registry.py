@@ -75,6 +75,7 @@ class Registry:
         self.models = self.models | {model.name: model} # one assignment: a request sees the old models or the new ones
         if old: MODEL.labels(old.name, old.version).set(0)
         MODEL.labels(model.name, model.version).set(1)
+        ROLLBACKS.labels(model.name) # shown from the start: an alert counts from 0
 
     def _try(self, name: str, wanted: TrialPlan | None):
         trials = {k: v for k, v in self.trials.items() if k != name}

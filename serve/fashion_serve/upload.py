@@ -11,6 +11,7 @@ from fashion_serve.metrics import SHED
 
 FORM_EXTRA = 64 * 1024 # bytes that a form may add around its files
 MAX_FIELDS = 10 # fields beside the files
+ASKED = {'model', 'top_k', 'lang'} # which belong into the address
 MAX_BUFFERED = 1 << 40 # bytes of a file before Starlette writes it to disk: never, for bodies are bounded before
 
 
@@ -51,6 +52,8 @@ def _too_large(limit: int) -> Problem:
 
 async def _counted(request: Request, limit: int, hold: Hold) -> AsyncIterator[bytes]:
     "The body's chunks, cut off with a `Problem` when more than `limit` bytes are declared or come"
+    if (coding := request.headers.get('content-encoding', 'identity').lower()) != 'identity':
+        raise Problem('unsupported_format', f'the body comes with Content-Encoding {coding[:40]!r}: send the picture as it is')
     declared = request.headers.get('content-length', '0')
     if not (declared.isascii() and declared.isdigit()): raise Problem('bad_length', 'Content-Length must be a whole number')
     if int(declared[:20]) > limit: raise _too_large(limit)
@@ -82,6 +85,7 @@ async def _form_files(request: Request, limit: int, max_files: int, hold: Hold) 
         fields = {field for field, f in form.multi_items() if isinstance(f, UploadFile)}
         if 'file' not in fields: raise Problem('missing_file', 'the form has no file in a field named file')
         if len(fields) > 1: raise Problem('bad_multipart', 'the form has files in several fields: send all of them in the field file')
+        if asked := ASKED & {field for field, _ in form.multi_items()}: raise Problem('bad_multipart', f'the form has a field {min(asked)}, which is not read: give it in the address, such as ?{min(asked)}=...')
         return [await f.read() for f in form.getlist('file') if isinstance(f, UploadFile)]
     finally: await form.close()
 

@@ -51,7 +51,7 @@ def test_openapi_is_complete(client):
     predict = doc['paths']['/v1/predict']['post']
     assert set(predict['requestBody']['content']) == {'image/*', 'application/octet-stream', 'multipart/form-data'}
     assert {p['name'] for p in predict['parameters']} == {'model', 'top_k', 'lang'}
-    assert {'200', '400', '401', '404', '413', '415', '422', '429', '503'} == set(predict['responses'])
+    assert {'200', '400', '401', '404', '408', '413', '415', '422', '429', '431', '500', '503'} == set(predict['responses'])
     for path in doc['paths'].values():
         for route in path.values():
             for status, answer in route['responses'].items():

@@ -3,7 +3,9 @@
     pytest serve/tests/test_page.py --screenshot nbs/images/page.png
 
 also writes the picture of it that the documentation shows."""
+import hashlib
 import io
+import os
 import re
 import time
 from pathlib import Path
@@ -122,7 +124,7 @@ def test_several_at_once(page, tmp_path, samples, size):
     page.one('#file').send_keys('\n'.join(str(p) for p in sorted(tmp_path.glob('*.png'))))
     page.until(lambda: page.one('#many-save').is_enabled())
     rows = page.all('#many-rows tr')
-    assert len(rows) == 11 and page.one('#many-count').text == '11 of 11 answered' and page.js('document.getElementById("many-progress").value') == 11
+    assert len(rows) == 11 and page.one('#many-count').text == '10 of 11 answered, 1 failed' and page.js('document.getElementById("many-progress").value') == 11
     found = {row.find_element(By.TAG_NAME, 'th').text: row for row in rows}
     right = sum(found[f'{label}.png'].get_attribute('data-label') == label for label in samples)
     assert right >= 7 and 'bad' in found['=spoilt.png'].get_attribute('class') and 'JPEG, PNG' in found['=spoilt.png'].text
@@ -131,7 +133,7 @@ def test_several_at_once(page, tmp_path, samples, size):
     names = {label.key: label.ru for label in LABELS['fashion_mnist']}
     for row in rows:
         if label := row.get_attribute('data-label'): assert names[label] in row.text
-    assert page.one('#many-count').text == 'Готово: 11 из 11'
+    assert page.one('#many-count').text == 'Готово: 10 из 11, не удалось: 1'
     weak = [(t, round(contrast(a, b), 2)) for t, a, b in page.js(COLOURS) if contrast(a, b) < 4.5]
     assert not weak, weak
     page.driver.execute_script("""window.saved = null; const make = URL.createObjectURL;
@@ -177,12 +179,12 @@ def test_errors_are_shown_and_forgotten(page, tmp_path, png):
 
 def test_what_cannot_be_read_is_said(page, tmp_path, samples):
     page.open().sample('bag')
-    page.driver.execute_script("window.text = Blob.prototype.text; Blob.prototype.text = () => Promise.reject(new DOMException('gone', 'NotReadableError'))") # as of a folder that is dropped
+    page.driver.execute_script("window.bytes = Blob.prototype.arrayBuffer; Blob.prototype.arrayBuffer = () => Promise.reject(new DOMException('gone', 'NotReadableError'))") # as of a folder that is dropped
     (tmp_path / 'gone.png').write_bytes(samples['bag'])
     page.one('#file').send_keys(str(tmp_path / 'gone.png'))
     page.until(lambda: page.one('#problem').text)
     assert 'cannot be read' in page.one('#problem').text and page.one('.answer').get_attribute('aria-busy') == 'false' and not page.bars()
-    page.driver.execute_script('Blob.prototype.text = window.text')
+    page.driver.execute_script('Blob.prototype.arrayBuffer = window.bytes')
     page.sample('bag')
     assert not page.one('#problem').text
     page.check_quiet()
@@ -230,6 +232,61 @@ def test_too_large_is_made_smaller(page, tmp_path, png, kind, width, height):
     page.open().one('#file').send_keys(str(big))
     page.wait_answer()
     page.check_quiet()
+
+
+def test_what_the_browser_can_open_the_server_gets(page, tmp_path, png):
+    (tmp_path / 'photo.avif').write_bytes(png(400, 533, format='AVIF'))
+    with pytest.raises(ImageError): image_header((tmp_path / 'photo.avif').read_bytes(), ImageLimits())
+    page.open().one('#file').send_keys(str(tmp_path / 'photo.avif'))
+    page.wait_answer()
+    (tmp_path / 'large.heic').write_bytes(bytes(11_000_000))
+    page.one('#file').send_keys(str(tmp_path / 'large.heic'))
+    page.until(lambda: 'of at most 10 MB' in page.one('#problem').text)
+    page.check_quiet()
+
+
+def test_a_small_model_only_guesses_about_photographs(page, tmp_path, png):
+    page.open()
+    Select(page.one('#model')).select_by_value('fashion_mnist')
+    page.sample('bag')
+    assert page.one('#headline span').text == 'This looks like'
+    (tmp_path / 'own.png').write_bytes(png(400, 533))
+    page.one('#file').send_keys(str(tmp_path / 'own.png'))
+    page.until(lambda: page.one('#headline span').text == 'Not sure, perhaps')
+
+
+def test_a_server_that_is_away_is_asked_again(page, tmp_path, samples):
+    page.open()
+    for name, data in list(samples.items())[:6]: (tmp_path / f'{name}.png').write_bytes(data)
+    files = '\n'.join(str(p) for p in sorted(tmp_path.glob('*.png')))
+    page.driver.execute_script("""window.asked = window.fetch; let away = 2; window.fetch = (...a) => away-- > 0 ? Promise.reject(new TypeError('away')) : window.asked(...a);""")
+    page.one('#file').send_keys(files)
+    page.until(lambda: page.one('#many-count').text == '6 of 6 answered')
+    assert not page.one('#many-again').is_displayed()
+    page.driver.execute_script("""window.fetch = async (...a) => new Response('<html>', { status: 500 });""")
+    page.one('#file').send_keys(files)
+    page.until(lambda: page.one('#many-count').text == '0 of 6 answered, 6 failed')
+    page.driver.execute_script('window.fetch = window.asked')
+    page.one('#many-again').click()
+    page.until(lambda: page.one('#many-count').text == '6 of 6 answered')
+    page.driver.execute_script("""window.fetch = (url, { signal }) => new Promise((_, no) => signal.addEventListener('abort', () => no(new DOMException('', 'AbortError'))));""")
+    page.one('#file').send_keys(files)
+    page.until(lambda: page.one('#many-stop').is_displayed())
+    page.one('#many-stop').click()
+    assert page.one('#many-count').text == '0 of 6 answered' and page.one('#many-again').is_displayed() and page.one('#many-save').is_enabled()
+
+
+def test_a_key_is_asked_for(page, serve, tmp_path, samples):
+    (tmp_path / 'keys.txt').write_text(f'shop {hashlib.sha256(b"open sesame").hexdigest()}\n')
+    keyed = serve('--port', '0', env=dict(os.environ, FASHION_KEYS_FILE=str(tmp_path / 'keys.txt'), FASHION_WORKERS='1'))
+    keyed.wait()
+    page = Page(page.driver, keyed.url).open()
+    page.one('[data-sample=bag]').click()
+    page.until(lambda: page.one('#key-form').is_displayed())
+    assert 'those who have a key' in page.one('#problem').text
+    page.one('#key').send_keys('open sesame', Keys.ENTER)
+    page.wait_answer()
+    assert page.labels()[0] == 'bag' and not page.one('#key-form').is_displayed()
 
 
 def test_keyboard(page):

@@ -1,4 +1,5 @@
 "POST /v1/predict"
+import gzip
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -93,3 +94,17 @@ def test_request_id(client, samples, given, kept):
     found = answer.headers['x-request-id']
     assert answer.json()['request_id'] == found and (found == given) is kept
     if not kept: assert re.fullmatch('[0-9a-f]{32}', found)
+
+
+@pytest.mark.parametrize('field', ['model', 'top_k', 'lang'])
+def test_what_belongs_into_the_address_is_not_lost_in_a_form(client, samples, field):
+    for path, more in (('predict', {}), ('predict/batch', {})):
+        said = client.post(f'/v1/{path}', files={'file': samples['bag']}, data={field: 'ru'}).json()
+        assert said['code'] == 'bad_multipart' and f'?{field}=' in said['detail'], said
+
+
+def test_usual_mistakes_of_curl_are_named(client, samples, png):
+    said = client.post('/v1/predict', content=png(100, 100, format='JPEG').replace(b'\n', b'')[:300], headers={'Content-Type': 'application/x-www-form-urlencoded'}).json()
+    assert said['code'] == 'corrupt' and '--data-binary' in said['detail'], said
+    said = client.post('/v1/predict', content=gzip.compress(samples['bag']), headers={'Content-Encoding': 'gzip'}).json()
+    assert said['code'] == 'unsupported_format' and 'gzip' in said['detail'], said

@@ -1,8 +1,8 @@
 // Several pictures: a row for each, answered a few at a time, and a table to take away.
 const AT_ONCE = 3;
 
-export function makeMany({ $, text, element, percent, ask, name }) {
-  const many = { rows: [], running: null };
+export function makeMany({ $, text, element, percent, ask, name, said }) {
+  const many = { rows: [], running: null, model: null, told: 0 };
 
   function row(file) {
     const tr = element('tr', '', { role: 'row' }), look = element('canvas', '', { width: 40, height: 40 });
@@ -16,7 +16,7 @@ export function makeMany({ $, text, element, percent, ask, name }) {
 
   function show(r) {
     r.tr.classList.toggle('bad', Boolean(r.problem));
-    if (r.problem) { r.category.textContent = text('problems')[r.problem.code] ?? r.problem.detail ?? text('problems').no_answer; r.share.textContent = ''; return; }
+    if (r.problem) { r.category.textContent = said(r.problem); r.share.textContent = ''; return; }
     if (!r.answer) { r.category.textContent = text('queued'); return; }
     const [first] = r.answer.predictions;
     r.category.textContent = name(r.answer.model, first.label, first.name);
@@ -26,10 +26,15 @@ export function makeMany({ $, text, element, percent, ask, name }) {
   }
 
   function progress() {
-    const done = many.rows.filter(r => r.answer || r.problem).length, all = many.rows.length;
-    Object.assign($('many-progress'), { max: all, value: done });
-    $('many-count').textContent = text('counted', done, all);
-    $('many-save').disabled = done < all;
+    const answered = many.rows.filter(r => r.answer).length, failed = many.rows.filter(r => r.problem).length, all = many.rows.length;
+    const ended = !many.running || answered + failed === all;
+    Object.assign($('many-progress'), { max: all, value: answered + failed });
+    $('many-save').disabled = !ended;
+    $('many-stop').hidden = ended;
+    $('many-again').hidden = !ended || answered === all;
+    if (!ended && Date.now() - many.told < 1000) return; // it is read aloud
+    many.told = Date.now();
+    $('many-count').textContent = text('counted', answered, all, failed);
   }
 
   async function work(r, model, signal) {
@@ -44,17 +49,30 @@ export function makeMany({ $, text, element, percent, ask, name }) {
     progress();
   }
 
-  many.start = async (files, model) => { // one model for all of them, whatever is chosen meanwhile
-    many.running?.abort();
-    const { signal } = many.running = new AbortController();
-    many.rows = files.map(row);
+  many.start = (files, model) => { // one model for all of them, whatever is chosen meanwhile
+    Object.assign(many, { rows: files.map(row), model });
     $('many-rows').replaceChildren(...many.rows.map(r => r.tr));
     $('many').hidden = false;
-    progress();
-    const todo = many.rows.values();
-    const worker = async () => { for (const r of todo) { if (signal.aborted) return; await work(r, model, signal); } };
-    await Promise.all(Array.from({ length: AT_ONCE }, worker));
+    return run();
   };
+
+  async function run() { // what has no answer yet
+    many.running?.abort();
+    const { signal } = many.running = new AbortController();
+    for (const r of many.rows) if (!r.answer) { r.problem = null; show(r); }
+    progress();
+    const todo = many.rows.filter(r => !r.answer).values();
+    const worker = async () => { for (const r of todo) { if (signal.aborted) return; await work(r, many.model, signal); } };
+    await Promise.all(Array.from({ length: AT_ONCE }, worker));
+  }
+
+  many.again = () => { if (many.rows.some(r => r.problem)) run(); };
+
+  function stop() {
+    many.running.abort();
+    many.running = null;
+    progress();
+  }
 
   many.translate = () => { many.rows.forEach(show); if (many.rows.length) progress(); };
 
@@ -66,6 +84,8 @@ export function makeMany({ $, text, element, percent, ask, name }) {
     return '\ufeff' + [['file', 'label', 'name', 'probability', 'model', 'version', 'error'], ...lines].map(l => l.map(v => cell(String(v))).join(',')).join('\r\n') + '\r\n';
   };
 
+  $('many-stop').addEventListener('click', stop);
+  $('many-again').addEventListener('click', run);
   $('many-save').addEventListener('click', () => {
     const link = element('a', '', { href: URL.createObjectURL(new Blob([many.csv()], { type: 'text/csv' })), download: 'categories.csv' });
     link.click();

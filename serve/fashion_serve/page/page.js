@@ -13,6 +13,7 @@ const state = {
   problem: null, // or the last problem
   request: null, // AbortController of the request on its way
   taking: false, // whether a new picture is being read
+  key: '', // for a server that asks for one, until the window is closed
 };
 
 const text = (key, ...args) => {
@@ -70,10 +71,12 @@ function showModels() {
   if (now) useModel(now);
 }
 
+const isSmall = name => state.models.get(name)?.resize === 'fashion_mnist';
+
 function useModel(name) {
   if (!state.models.has(name)) return;
   $('model').value = name;
-  $('note').textContent = state.models.get(name).resize === 'fashion_mnist' ? text('smallNote') : '';
+  $('note').textContent = isSmall(name) ? text('smallNote') : '';
   const { origin, pathname } = location;
   $('curl').textContent = `curl --data-binary @photo.jpg '${origin}${pathname}v1/predict?model=${encodeURIComponent(name)}&lang=${state.lang}'`;
 }
@@ -81,15 +84,16 @@ function useModel(name) {
 // ---- pictures
 const bitmap = blob => createImageBitmap(blob, { imageOrientation: 'from-image' });
 
+const KNOWN = /^(\xff\xd8\xff|\x89PNG|GIF8|BM|RIFF....WEBP)/s; // how the files begin that the server reads; others, such as AVIF, this browser may turn into one
 const LARGE = 1_000_000; // bytes that are long on their way where the line is slow; the network sees a few hundred pixels
 
 async function smallEnough(blob) { // what is large, or over the server's limits, is made smaller here
   const { max_bytes, max_pixels, max_webp_pixels, max_side } = state.limits;
-  let kind, image;
-  try { kind = await blob.slice(8, 12).text(); } catch { return { problem: { code: 'unreadable' } }; } // a folder, or a file that is no longer there
+  let head, image;
+  try { head = String.fromCharCode(...new Uint8Array(await blob.slice(0, 12).arrayBuffer())); } catch { return { problem: { code: 'unreadable' } }; } // a folder, or a file that is no longer there
   try { image = await bitmap(blob); } catch { return blob.size > max_bytes ? { problem: { code: 'too_large' } } : { blob }; } // the server says what is wrong with it
-  const { width, height } = image, most = kind === 'WEBP' ? Math.min(max_pixels, max_webp_pixels) : max_pixels;
-  const taken = blob.size <= max_bytes && width * height <= most && Math.max(width, height) <= max_side;
+  const { width, height } = image, most = head.endsWith('WEBP') ? Math.min(max_pixels, max_webp_pixels) : max_pixels;
+  const taken = KNOWN.test(head) && blob.size <= max_bytes && width * height <= most && Math.max(width, height) <= max_side;
   if (taken && blob.size <= LARGE) return { blob, image };
   const scale = Math.min(1, 2048 / Math.max(width, height));
   const canvas = Object.assign(document.createElement('canvas'), { width: Math.max(1, width * scale), height: Math.max(1, height * scale) });
@@ -118,7 +122,7 @@ function showPicture(image) {
 }
 
 const many = makeMany({
-  $, text, element, percent, name: (model, key, fallback) => labelName(model, key, fallback),
+  $, text, element, percent, said, name: (model, key, fallback) => labelName(model, key, fallback),
   ask: async (file, thumbnail, model, signal) => {
     const { blob, image, problem } = await smallEnough(file);
     if (image) {
@@ -158,15 +162,25 @@ async function take(blob, sample = null) {
 }
 
 // ---- asking and showing
+const AGAIN = [429, 502, 503, 504]; // statuses that another try may change
+
 async function send(body, model, signal) {
   const query = new URLSearchParams({ lang: state.lang, ...(model && { model }) });
-  for (let tries = 5; ; tries--) {
-    const answer = await fetch(`v1/predict?${query}`, { method: 'POST', body, headers: { 'Content-Type': 'application/octet-stream' }, signal });
-    const said = await answer.json();
-    if (answer.ok) return { answer: said, problem: null };
-    if (answer.status !== 429 || !tries) return { answer: null, problem: said };
-    await new Promise(done => setTimeout(done, 1000 * (Number(answer.headers.get('Retry-After')) || 1))); // it has too much to do just now
+  const headers = { 'Content-Type': 'application/octet-stream', ...(state.key && { Authorization: `Bearer ${state.key}` }) };
+  for (let tries = 0; ; tries++) {
+    let answer = null;
+    try { answer = await fetch(`v1/predict?${query}`, { method: 'POST', body, headers, signal }); } catch (error) { if (error.name === 'AbortError' || tries === 4) throw error; } // it may be starting again
+    if (answer?.ok) return { answer: await answer.json(), problem: null };
+    if (answer && (!AGAIN.includes(answer.status) || tries === 4)) return { answer: null, problem: await problemOf(answer) };
+    await new Promise(done => setTimeout(done, 1000 * (Number(answer?.headers.get('Retry-After')) || .5 * 2 ** tries)));
   }
+}
+
+async function problemOf(answer) {
+  let problem;
+  try { problem = await answer.json(); } catch { problem = { code: 'no_answer' }; } // something before the server said no
+  if (problem.code === 'no_key') $('key-form').hidden = false;
+  return problem;
 }
 
 async function ask() {
@@ -201,19 +215,25 @@ function showAnswer() {
   const [first] = answer.predictions;
   headline.hidden = false;
   headline.replaceChildren(
-    element('span', text(first.probability >= .8 ? 'sure' : first.probability >= .5 ? 'likely' : 'unsure')),
+    element('span', text(guesses(answer) ? 'unsure' : first.probability >= .8 ? 'sure' : first.probability >= .5 ? 'likely' : 'unsure')),
     element('strong', labelName(answer.model, first.label, first.name)));
   showBars(answer.predictions);
   const ms = new Intl.NumberFormat(state.lang, { maximumFractionDigits: 1 }).format(answer.timing_ms.total);
   $('made').textContent = text('made', answer.model, answer.version, ms);
 }
 
+const guesses = answer => isSmall(answer.model) && !state.picture?.sample; // about an everyday photograph
+
 function showProblem() {
   const { problem } = state;
   if (!problem) return $('problem').replaceChildren();
-  const { code, detail } = problem;
-  const said = text('problems')[code] ?? (detail ? `${detail[0].toUpperCase()}${detail.slice(1)}.` : text('problems').no_answer);
-  $('problem').replaceChildren(element('strong', text('sorry')), element('span', said));
+  $('problem').replaceChildren(element('strong', text('sorry')), element('span', said(problem)));
+}
+
+function said({ code, detail }) { // about a problem
+  const known = text('problems')[code];
+  if (known) return typeof known === 'function' ? known(Math.floor(state.limits.max_bytes / 1e6)) : known;
+  return detail ? `${detail[0].toUpperCase()}${detail.slice(1)}.` : text('problems').no_answer;
 }
 
 function showBars(predictions) {
@@ -275,6 +295,14 @@ document.addEventListener('dragleave', e => { if (!e.relatedTarget) over(false);
 document.addEventListener('drop', e => { e.preventDefault(); over(false); takeFrom(e.dataTransfer?.files, e); });
 $('model').addEventListener('change', e => { state.chosen = e.target.value; useModel(state.chosen); if (state.picture && !state.taking) ask(); });
 for (const b of document.querySelectorAll('[data-lang]')) b.addEventListener('click', () => { remember(b.dataset.lang); setLang(b.dataset.lang); });
+
+$('key-form').addEventListener('submit', e => {
+  e.preventDefault();
+  state.key = $('key').value.trim();
+  $('key-form').hidden = true;
+  if (state.picture && state.problem) ask();
+  many.again();
+});
 
 const kept = recall();
 setLang(Object.hasOwn(TEXTS, kept ?? '') ? kept : navigator.language?.toLowerCase().startsWith('ru') ? 'ru' : 'en');
