@@ -78,7 +78,7 @@ def fast_dtype() -> torch.dtype: # bfloat16 with matrix units for it (CUDA, AMX)
 class Precision(Callback):
     "Run the network in `dtype`, images in channels-last layout; the loss stays in float32"
     order = 5
-    def __init__(self, dtype: torch.dtype): self.dtype = dtype
+    def __init__(self, dtype: torch.dtype): self.dtype = dtype # such as `fast_dtype` gives
     def before_fit(self): self.learn.model = self.model.to(memory_format=torch.channels_last)
     def before_batch(self):
         self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) for x in self.xb)
@@ -98,7 +98,7 @@ def keep_memory():
 class Reseed(Callback):
     "Draw every epoch's random numbers from (seed, epoch)"
     order = -20
-    def __init__(self, seed: int): self.seed = seed
+    def __init__(self, seed: int): self.seed = seed # any whole number
     def before_epoch(self):
         set_seed((self.seed * 1_000_003 + self.epoch) % 2**32)
         self.dls.train.epoch = self.epoch
@@ -122,7 +122,7 @@ class StopOnNaN(Callback):
 # %% ../nbs/04_baseline.ipynb #cell-22
 def class_weights(
     labels: np.ndarray, # int64 [n]
-    n_classes: int,
+    n_classes: int, # one without an image weighs as much as one with a single image
     balance: float, # exponent of the inverse class frequency, 0 to 1
 ) -> torch.Tensor | None: # float32 [n_classes]; None for 0
     "How much an image of each class counts in the loss"
@@ -172,7 +172,7 @@ def read_checkpoint(
 class Checkpoint(Callback):
     "Save the whole state of training after each epoch, and keep the weights validated best and last"
     order = 51 # after the Recorder
-    def __init__(self, path: str | Path): self.path, self.history, self.best, self.last, self.smooth, self.begun = Path(path), [], {}, {}, {}, {}
+    def __init__(self, path: str | Path): self.path, self.history, self.best, self.last, self.smooth, self.begun = Path(path), [], {}, {}, {}, {} # of the file, which every epoch replaces
 
     def _memories(self): # asked of the class: a fastai callback itself answers with the attributes of its learner
         return {cb.name: cb for cb in self.learn.cbs if hasattr(type(cb), 'state_dict')}
@@ -214,9 +214,9 @@ class Checkpoint(Callback):
 class TrainingLog(Callback):
     "One line an epoch in a log file and, if `verbose`, on the terminal"
     order = 52
-    def __init__(self, path: str | Path, verbose: bool = False): self.path, self.verbose = Path(path), verbose
+    def __init__(self, path: str | Path, verbose: bool = False): self.path, self.verbose = Path(path), verbose # of the file, which is continued if it is there
 
-    def write(self, text: str):
+    def write(self, text: str): # a line, which gets the time in front
         line = f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}'
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open('a', encoding='utf-8') as f: f.write(line + '\n')
@@ -231,7 +231,7 @@ class TrainingLog(Callback):
 HISTORY = ('epoch', 'train_loss', 'valid_loss', 'accuracy', 'seconds') # the columns of a checkpoint's history
 
 def run_metrics(
-    cfg: Config,
+    cfg: Config, # the experiment
     checkpoint: Checkpoint, # of a run that has ended
     n_train: int, # training images
     parameters: int, # of the network

@@ -20,7 +20,7 @@ from .crops import uniform
 # %% ../nbs/04c_batch_augment.ipynb #cell-7
 def random_flip(
     x: torch.Tensor, # uint8 [n, c, h, w]
-    generator: torch.Generator,
+    generator: torch.Generator, # on any device
 ) -> torch.Tensor: # same shape
     "Mirror half of the images"
     flip = torch.rand(len(x), generator=generator, device=generator.device) < 0.5
@@ -45,7 +45,7 @@ def shift(
 def random_crop(
     x: torch.Tensor, # uint8 [n, c, h, w]
     pad: int, # furthest shift in pixels
-    generator: torch.Generator,
+    generator: torch.Generator, # on any device
 ) -> torch.Tensor: # same shape
     "Shift every image by up to `pad` pixels each way"
     dy, dx = torch.randint(0, 2 * pad + 1, (2, len(x)), generator=generator, device=generator.device)
@@ -55,7 +55,7 @@ def random_crop(
 def cutout(
     x: torch.Tensor, # uint8 [n, c, h, w]
     size: int, # side of the square in pixels
-    generator: torch.Generator,
+    generator: torch.Generator, # on any device
 ) -> torch.Tensor: # same shape
     "Set a square around a random centre to black in every image"
     n, _, h, w = x.shape
@@ -70,7 +70,7 @@ def cutout(
 def erase_noise(
     x: torch.Tensor, # uint8 [n, c, h, w]
     p: float, # share of the images
-    generator: torch.Generator,
+    generator: torch.Generator, # on any device
 ) -> torch.Tensor: # same shape
     "Cover a rectangle of 2 to 33 % of some images, 0.3 to 3.3 times as wide as high, with noise"
     n, _, h, w = x.shape
@@ -88,7 +88,7 @@ def erase_noise(
 def random_turn(
     x: torch.Tensor, # uint8 [n, c, h, w]
     degrees: float, # largest turn to either side
-    generator: torch.Generator,
+    generator: torch.Generator, # on any device
 ) -> torch.Tensor: # same shape
     "Turn every image about its centre by a random angle"
     n, _, h, w = x.shape
@@ -101,7 +101,7 @@ def random_turn(
 def random_light(
     x: torch.Tensor, # uint8 [n, c, h, w]
     strength: float, # 0 to 1: the factor is from 2**-strength to 2**strength
-    generator: torch.Generator,
+    generator: torch.Generator, # on any device
 ) -> torch.Tensor: # same shape
     "Make every image brighter or darker"
     factor = uniform(len(x), generator, -strength, strength).exp2().to(x.device)

@@ -219,7 +219,7 @@ def report_sla(
 def command_line(
     name: str, # of the command
     **args, # as they were given; those that are empty, off or None are left out
-) -> str:
+) -> str: # such as 'fashion_benchmark --model clothing --threads 1'
     "The command as it can be typed again"
     return ' '.join([name] + [f'--{k}' if v is True else f'--{k} {v}' for k, v in args.items() if v not in ('', False, None)])
 

@@ -21,6 +21,7 @@ from .data import DATASETS
 from .evaluate import confused_pairs, wilson_interval
 from .model_file import ModelInfo, read_model
 from .results import read_results
+from .shifts import MEANINGS
 
 # %% ../nbs/07b_card.ipynb #cell-7
 class About(NamedTuple):
@@ -43,7 +44,9 @@ ABOUT = { # data set -> words
             'Garments worn by people: of 160 photographs drawn at random for this card, none shows one. Expect less, and measure before relying on it.',
             "Children's clothes: there are few among the photographs, and size does not show in a picture.",
             'Several garments in one picture: one category is named, not necessarily that of the largest garment.',
-            'Bags, belts, jewellery, underwear, swimwear and everything else that is none of the ten classes: one of the ten is named all the same.',
+            'Bags, belts, jewellery, underwear, swimwear and everything else that is none of the ten classes: one of the ten is named all the same, and sometimes surely.',
+            'Pictures of nothing, such as an empty placeholder: they are named as well.',
+            'Garments that lie on their side, or are small in the frame: see the accuracy under other conditions.',
             'T-shirt, longsleeve and shirt: sleeves out of the frame and collars decide, and the labels themselves are not consistent there.',
             'Dark, noisy or coloured light, and backgrounds of the colour of the garment: see the accuracy under other conditions.')),
     'deepfashion': About(
@@ -189,8 +192,7 @@ def _reliability(m: Measured) -> str:
 
 # %% ../nbs/07b_card.ipynb #cell-24
 def _shifts(m: Measured) -> str:
-    name = lambda r: 'as they are' if r['shift'] == 'none' else r['shift']
-    rows = [(name(r), percent(r['accuracy'], (r['low'], r['high'])), f'{round(-100*r["drop"], 1) + 0.:+.1f}') for r in m.shifts]
+    rows = [(MEANINGS.get(r['shift'], r['shift']), percent(r['accuracy'], (r['low'], r['high'])), f'{round(-100*r["drop"], 1) + 0.:+.1f}') for r in m.shifts]
     return 'The same test photographs, changed on purpose:\n\n' + table(['photographs', 'accuracy', 'points'], rows) if rows else ''
 
 def _variants(m: Measured) -> str:

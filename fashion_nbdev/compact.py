@@ -21,7 +21,7 @@ from .networks import conv_block
 class Residual(nn.Module):
     "Two convolution blocks around a shortcut"
     def __init__(self,
-        channels: int,
+        channels: int, # in and out
         se: bool = False, # weigh the channels by what the whole picture holds
     ):
         super().__init__()
@@ -33,8 +33,8 @@ class Residual(nn.Module):
 class ResNet9(nn.Module):
     "After Page's ResNet-9: four convolutions that double the channels, three residual pairs between them"
     def __init__(self,
-        num_classes: int = 10,
-        in_chans: int = 1,
+        num_classes: int = 10, # outputs
+        in_chans: int = 1, # 1 for grey, 3 for colour
         drop_rate: float = 0.0, # share of the features dropped before the classifier
         width: int = 16, # channels of the first block; the last has 8 times as many
         se: bool = False, # squeeze and excitation in the residual pairs
@@ -52,7 +52,11 @@ class ResNet9(nn.Module):
 # %% ../nbs/03e_compact.ipynb #cell-9
 class BasicBlock(nn.Module):
     "Two 3x3 convolutions around a shortcut, which a 1x1 convolution fits where sizes change"
-    def __init__(self, c_in: int, c_out: int, stride: int):
+    def __init__(self,
+        c_in: int, # channels in
+        c_out: int, # channels out
+        stride: int, # of the first convolution; 2 halves height and width
+    ):
         super().__init__()
         self.block = nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True),
             nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out))
@@ -63,8 +67,8 @@ class BasicBlock(nn.Module):
 class SmallResNet(nn.Module):
     "Three stages of equal blocks: 28x28, 14x14 and 7x7"
     def __init__(self,
-        num_classes: int = 10,
-        in_chans: int = 1,
+        num_classes: int = 10, # outputs
+        in_chans: int = 1, # 1 for grey, 3 for colour
         drop_rate: float = 0.0, # share of the features dropped before the classifier
         depth: int = 20, # layers with weights, 6 times the blocks of a stage and 2
         width: int = 16, # channels of the first stage; the last has 4 times as many
@@ -96,13 +100,16 @@ def _entry(name: str) -> Callable:
     build.__name__, build.__module__ = name, __name__
     return build
 
-for _name in SIZES: register_model(_entry(_name))
+for _name in SIZES: globals()[_name] = register_model(_entry(_name)) # timm makes it public under that name
 
 # %% ../nbs/03e_compact.ipynb #cell-14
 @register_model
-def efficientnet_lite0_28(pretrained=False, **kwargs) -> EfficientNet:
+def efficientnet_lite0_28(
+    pretrained=False, # set by timm for a network on disk; there are no weights to download
+    **kwargs, # of timm's `EfficientNet`, and what else timm passes
+) -> EfficientNet: # in training mode
     "timm's EfficientNet-Lite0 with a stem that keeps the size of the picture"
-    net = tf_efficientnet_lite0(**kwargs | dict(pretrained_cfg=kwargs.get('pretrained_cfg') or get_pretrained_cfg('efficientnet_lite0_28')))
+    net = tf_efficientnet_lite0(pretrained, **kwargs | dict(pretrained_cfg=kwargs.get('pretrained_cfg') or get_pretrained_cfg('efficientnet_lite0_28')))
     net.conv_stem.stride = (1, 1)
     return net
 

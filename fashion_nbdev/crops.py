@@ -67,7 +67,7 @@ def random_boxes(
     regions: Tensor, # float [n, 4]: centre x, centre y, width, height of what boxes may cover
     aspect: Tensor | float, # width / height of a box that does not distort
     min_area: float, # least share of the region's area
-    generator: torch.Generator,
+    generator: torch.Generator, # on any device
 ) -> Tensor: # float [n, 4] like regions
     "A random part of each region, its aspect 3/4 to 4/3 of the given one where that fits"
     x, y, w, h = regions.unbind(1)
@@ -145,7 +145,7 @@ def sample_boxes(
 def random_fill(
     x: Tensor, # uint8 [n, c, side, side]
     photos: Tensor, # int64 [n, 4], from `find_photos`
-    generator: torch.Generator,
+    generator: torch.Generator, # on any device
 ) -> Tensor: # uint8 [n, c]
     "What to show beside a photograph: white for one half, its own border's mean or any colour for the other"
     n, c = x.shape[:2]
@@ -163,7 +163,7 @@ def random_resized_crop(
     width: int, # of the output, in pixels
     min_area: float, # least share of the photograph that is kept; 1 takes what the resize rule takes
     rotate: float, # largest turn in degrees, either way; half of the images are turned
-    generator: torch.Generator,
+    generator: torch.Generator, # on any device
     flip: bool = False, # mirror half of the images
     resize: str = 'crop', # the rule that the model is served with: 'crop', 'pad' or 'stretch'
     crop_pct: float = 1.0, # for 'crop'

@@ -181,7 +181,7 @@ def fashion_export(
     results: str = '', # what was measured; if not given results/export_NAME.json, or in the run's folder
     samples: bool = False, # calibrate and measure on the committed slice
     runs: str = 'runs', # folder of all runs
-) -> ExportReport:
+) -> ExportReport: # also printed
     "Turn a trained run into one ONNX file, in INT8 where that costs no accuracy"
     folder = Path(run) if run else find_run(runs, load_config(config or 'configs/fashion_mnist.yaml').name)
     cfg, net = load_config(folder/'config.yaml'), load_model(folder/'best_model')

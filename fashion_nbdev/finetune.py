@@ -114,7 +114,7 @@ def load_teachers(
 def probabilities(
     folder: str | Path, # of a network in Hugging Face format
     images: np.ndarray, # uint8 [n, h, w, c], of its size
-    batch_size: int = 64,
+    batch_size: int = 64, # images that go through the network together
 ) -> np.ndarray: # float32 [n, classes]
     "What a trained network says of images"
     network, x = Teachers([load_model(folder)]), torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -125,10 +125,10 @@ class SoftTargets(Callback):
     "Mix the images of a training batch, ask the teachers, and train on probabilities"
     order = 3 # before Precision
     def __init__(self,
-        n_classes: int,
+        n_classes: int, # of the labels and of the teachers
         size: tuple[int, int], # height and width of the network's input; views may come larger, for the teachers
         augment: AugmentConfig, # its `mixup` and `cutmix`
-        teachers: Teachers | None = None,
+        teachers: Teachers | None = None, # targets come from the labels alone if not given
         weight: float = 0.0, # of the teachers' answers in the targets; the rest is the label's
     ):
         self.n_classes, self.size, self.teachers, self.weight = n_classes, size, teachers, weight

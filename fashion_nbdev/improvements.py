@@ -15,10 +15,12 @@ from .finetune import ProbeHead, SoftTargets, Teachers, load_teachers
 from .photo_augment import make_photo_augment
 from .report import validate
 from .results import read_results
+from .tracking import Record
 
 # %% ../nbs/05_improvements.ipynb #cell-4
 import os, shutil, warnings
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import strftime
@@ -57,8 +59,8 @@ class EMA(Callback):
             a.copy_(b)
             b.copy_(kept)
 
-    def state_dict(self): return self.average.state_dict()
-    def load_state_dict(self, state): self.saved = state
+    def state_dict(self): return self.average.state_dict() # of the average, for a checkpoint
+    def load_state_dict(self, state): self.saved = state # from `state_dict`, before `fit`
 
 # %% ../nbs/05_improvements.ipynb #cell-15
 class SAM(Callback):
@@ -114,8 +116,8 @@ class InfoBatch(Callback):
         self.learn.loss_grad = (losses*self.weights[at]).mean()
         self.learn.loss = self.loss_grad.clone()
 
-    def state_dict(self): return dict(losses=self.losses)
-    def load_state_dict(self, state): self.losses = state['losses']
+    def state_dict(self): return dict(losses=self.losses) # the last loss of each image, for a checkpoint
+    def load_state_dict(self, state): self.losses = state['losses'] # from `state_dict`, before `fit`
 
 # %% ../nbs/05_improvements.ipynb #cell-23
 class Compiled(Callback):
@@ -191,13 +193,28 @@ def _by_fashion_train(folder: Path) -> bool: # not a fold of an audit, a trial o
     return (metrics := folder/'metrics.json').is_file() and (read_results(metrics)[0].get('command') or '').startswith('fashion_train')
 
 # %% ../nbs/05_improvements.ipynb #cell-35
-def _left_to_do(run_dir: Path, cfg: Config, train: Split) -> bool: # whether to resume; raises `ConfigError`
-    "Whether an interrupted run of the same experiment is there; anything else in its folder is removed"
-    if not run_dir.exists(): return False
-    with locked_run(run_dir):
-        try: check_resumable(cfg, run_dir, data_hash(train))
-        except (ConfigError, TrainingError): shutil.rmtree(run_dir); return False
-    return True
+@contextmanager
+def _in_place_of(run_dir: Path, cfg: Config, train: Split) -> Iterator[bool]: # whether to resume; raises `ConfigError`
+    "An interrupted run of the same experiment goes on; any other in its folder is put aside, and comes back if nothing begins in its place"
+    before, begun = run_dir.with_name(f'.{run_dir.name}.before'), run_dir/'config.yaml'
+    if before.exists() and not begun.exists(): # of a kill
+        shutil.rmtree(run_dir, ignore_errors=True)
+        before.rename(run_dir)
+    resume = False
+    if run_dir.exists():
+        with locked_run(run_dir):
+            try: check_resumable(cfg, run_dir, data_hash(train)); resume = True
+            except (ConfigError, TrainingError): _put_aside(run_dir, before)
+    try: yield resume
+    finally:
+        if before.exists(): shutil.rmtree(before) if begun.exists() else before.rename(run_dir)
+
+def _put_aside(run_dir: Path, before: Path):
+    record = Record(run_dir)
+    with suppress(Exception): record.send()
+    if n := len(record.journal.waiting()): raise ConfigError(f'{run_dir}: {n} records of the run that is there wait for its MLflow server: send them with fashion_track, or remove the folder')
+    shutil.rmtree(before, ignore_errors=True)
+    run_dir.rename(before)
 
 # %% ../nbs/05_improvements.ipynb #cell-36
 @command
@@ -217,9 +234,9 @@ def fashion_train(
     splits = load_splits(cfg)
     augment, cbs = make_recipe(cfg, splits, teachers)
     if replace_run and not run: raise ConfigError('replace_run needs the name of the run: add --run NAME')
-    if replace_run: resume = _left_to_do(run_dir, cfg, splits['train'])
     line = f'fashion_train --config {config}' + f' --set {" ".join(set)}' * bool(set)
-    metrics = fit(cfg, splits, run_dir, augment, cbs, resume, verbose, line)
+    with _in_place_of(run_dir, cfg, splits['train']) if replace_run else nullcontext(resume) as resume:
+        metrics = fit(cfg, splits, run_dir, augment, cbs, resume, verbose, line)
     print(f'validation accuracy {metrics["valid_accuracy"]:.4f} (epoch {metrics["best_epoch"]}), '
           f'{metrics["seconds"]:.0f} s, {metrics["images_per_second"]:.0f} images/s: {run_dir/"best_model"}')
     return run_dir

@@ -37,7 +37,7 @@ def all_training(
 def folds(
     split: Split, # to divide
     n: int, # folds, at least 2
-    seed: int = 42,
+    seed: int = 42, # another seed divides differently
 ) -> Iterator[tuple[np.ndarray, dict[str, Split]]]: # indices of the fold, and the splits of its training
     "Every image once in 'valid', stratified, the rest in 'train'"
     for rest, fold in StratifiedKFold(n, shuffle=True, random_state=seed).split(split.labels, split.labels):
@@ -94,7 +94,7 @@ def show_doubtful(
 def nearest(
     images: np.ndarray, # uint8 [n, h, w, c]
     among: np.ndarray, # uint8 [m, h, w, c]
-    batch_size: int = 1000,
+    batch_size: int = 1000, # images that are compared at once
 ) -> tuple[np.ndarray, np.ndarray]: # float32 [n], int64 [n]: cosine and index of the most similar one, mirror images included
     "The most similar picture of another set"
     flat = lambda x: F.normalize(torch.from_numpy(x).flatten(1).float(), dim=1)

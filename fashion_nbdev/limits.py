@@ -47,7 +47,7 @@ def _kernels(path: str | Path, runs: int) -> list[list[dict]]: # of each run the
 
 def operations(
     model: str | Path, # a model's name, or the path of an .onnx file
-    runs: int = 50,
+    runs: int = 50, # of one picture each, in one thread
 ) -> list[dict]: # of each operation: name, op, multiplications, bytes (read and written), us (median of the runs); raises `BenchmarkError`
     "What one picture costs, operation by operation"
     path = model_path(model)
@@ -90,7 +90,7 @@ def bound(
 
 def against_limit(
     model: str | Path, # a model's name, or the path of an .onnx file
-    rounds: int = 5,
+    rounds: int = 5, # turns that the network and the roofs get
 ) -> dict: # model, version, multiplications, bytes, per_byte (multiplications for each), ms (median), bound_ms (at least), share of the limit (`spread` of the rounds), and roofs
     "How near a network comes to what a core can do"
     predictor, turns = Predictor.load(model), []

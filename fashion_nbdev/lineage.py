@@ -62,10 +62,17 @@ def _lines(found: dict, indent: str = '') -> str:
     width = max(map(len, found))
     return '\n'.join(f'{indent}{k}\n{_lines(v, indent + "  ")}' if isinstance(v, dict) else f'{indent}{k:<{width}}  {v or "not recorded"}' for k, v in found.items())
 
+def _wrote(path: str, locks: list[str]) -> tuple[str, str]: # the stage and its lock
+    trouble = []
+    for lock in locks:
+        try: return compare_with_lock(path, lock), lock
+        except LineageError as e: trouble.append(e)
+    raise trouble[0]
+
 @command
 def fashion_lineage(
     model: str = 'fashion_mnist', # a model's name, or the path of an .onnx file
-    lock: str = 'dvc.lock', # what `dvc repro` wrote
+    lock: str = '', # what `dvc repro` wrote; dvc.lock here and in pipelines/ if not given
     results: str = 'results', # folder of results files
     configs: str = 'configs', # folder of experiments
 ) -> dict: # what was printed, with `stage`
@@ -73,6 +80,6 @@ def fashion_lineage(
     found = trace(model, results, configs)
     print(_lines(found))
     if found['data_hash'] != found['measured_data_hash']: raise LineageError(f'{found["file"]} says data {found["data_hash"][:12]}, but was measured on {found["measured_data_hash"][:12]}: evaluate it on its own data set')
-    stage = compare_with_lock(found['file'], lock)
+    stage, lock = _wrote(found['file'], [lock] if lock else ['dvc.lock', *sorted(map(str, Path('pipelines').glob('*/dvc.lock')))])
     print(f'{found["file"]} is the file that stage {stage} of {lock} wrote')
     return found | dict(stage=stage)

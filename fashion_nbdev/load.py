@@ -27,7 +27,7 @@ from .timing import BenchmarkError, encode_image, latency_stats, product_photo, 
 def http_request(
     path: str, # such as '/v1/predict?top_k=1'
     body: bytes = b'', # a picture
-    method: str = 'POST',
+    method: str = 'POST', # in capitals
     content_type: str = '', # of the body; not said if empty
 ) -> bytes: # a whole HTTP/1.1 request
     "A request that can be sent again and again"
@@ -67,7 +67,12 @@ class Run:
     outcomes: list[str] = field(default_factory=list) # status, or the name of the error
     lag: list[float] = field(default_factory=list) # seconds that it started late, which is the generator's fault
 
-    def note(self, due: float, lag: float, seconds: float, outcome: int | Exception):
+    def note(self,
+        due: float, # seconds from the beginning, when it should have started
+        lag: float, # seconds that it started late
+        seconds: float, # from `due` to the end of its answer
+        outcome: int | Exception, # status, or why there is none
+    ):
         self.due.append(due); self.lag.append(lag); self.seconds.append(seconds)
         self.outcomes.append(str(outcome) if isinstance(outcome, int) else type(outcome).__name__)
 
@@ -120,7 +125,7 @@ def open_loop(
     rate: float, # a second
     seconds: float, # for so long
     timeout: float = 10.0, # seconds after which an answer has not come
-) -> Run:
+) -> Run: # raises `ConfigError` if `url` is no http:// address
     "Ask at a fixed rate, whether or not the service keeps up"
     return asyncio.run(_open_loop(url, requests, rate, seconds, timeout))
 
@@ -143,13 +148,13 @@ def closed_loop(
     clients: int, # each asks again as soon as it is answered
     seconds: float, # for so long
     timeout: float = 10.0, # seconds after which an answer has not come
-) -> Run:
+) -> Run: # raises `ConfigError` if `url` is no http:// address
     "Keep so many requests on their way at all times: how much the service can do at most"
     return asyncio.run(_closed_loop(url, requests, clients, seconds, timeout))
 
 # %% ../nbs/08a_load.ipynb #cell-15
 def summary(
-    run: Run,
+    run: Run, # from `open_loop` or `closed_loop`
 ) -> dict: # n, seconds, answered_per_s (status 200), failed and shed (shares), outcomes, latency of what was answered in ms, lag_p99_ms of the generator
     "Numbers of a run; what was refused for want of time (429) is `shed`, every other answer but 200 is `failed`"
     good = np.array([s for s, o in zip(run.seconds, run.outcomes) if o == '200'])
@@ -242,10 +247,10 @@ def null_server() -> Iterator[str]: # its address
 # %% ../nbs/08a_load.ipynb #cell-27
 def take_turns(
     urls: dict[str, str], # name -> address of a running service; the first is what the others are compared with
-    requests: list[bytes],
+    requests: list[bytes], # from `http_request`, sent in turn
     clients: int = 8, # that ask at once
     seconds: float = 3.0, # of each turn
-    rounds: int = 5,
+    rounds: int = 5, # turns that each service gets
 ) -> list[dict]: # of each: name, per_s (median), ratio to the first (`spread`), p95_ms (median), failed (share)
     "What several services can do at most, measured side by side"
     turns = {name: [] for name in urls}

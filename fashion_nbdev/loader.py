@@ -95,7 +95,7 @@ def __iter__(self: TensorLoader) -> Iterator[tuple[Tensor, Tensor]]:
 
 # %% ../nbs/02b_loader.ipynb #cell-18
 @patch
-def one_batch(self: TensorLoader) -> tuple[Tensor, Tensor]:
+def one_batch(self: TensorLoader) -> tuple[Tensor, Tensor]: # x float32 [batch, channels, height, width], normalised, and y int64 [batch]
     "The first batch of the next epoch, without counting that as an epoch"
     return next(self.batches(self.epoch))
 

@@ -40,8 +40,8 @@ def conv_block(
 class SimpleCNN(nn.Module):
     "Three convolution blocks, global average pooling, dropout and a linear layer"
     def __init__(self,
-        num_classes: int = 10,
-        in_chans: int = 1,
+        num_classes: int = 10, # outputs
+        in_chans: int = 1, # 1 for grey, 3 for colour
         drop_rate: float = 0.0, # share of the 128 features dropped in training
         widths: tuple = (32, 64, 128), # channels of the blocks
     ):
@@ -58,21 +58,27 @@ default_cfgs = generate_default_cfgs({name: dict(input_size=(1, 28, 28), pool_si
     for name, conv, head in [('simple_cnn', 'features.0.0.0', 'head.1'), ('resnet18_28', 'conv1', 'fc')]}) # what timm asks every network for
 
 @register_model
-def simple_cnn(pretrained=False, **kwargs) -> SimpleCNN:
+def simple_cnn(
+    pretrained=False, # set by timm for a network on disk; there are no weights to download
+    **kwargs, # of `SimpleCNN`, and what else timm passes
+) -> SimpleCNN: # in training mode
     "The simple CNN, 94 K parameters"
     return build_model_with_cfg(SimpleCNN, 'simple_cnn', pretrained, **kwargs)
 
 # %% ../nbs/03a_networks.ipynb #cell-11
 class ResNet28(ResNet):
     "timm's ResNet with a stem for small images: 3x3, stride 1, no pooling"
-    def __init__(self, *args, in_chans: int = 1, **kwargs):
+    def __init__(self, *args, in_chans: int = 1, **kwargs): # 1 for grey, 3 for colour; the rest is timm's
         super().__init__(*args, in_chans=in_chans, **kwargs)
         self.conv1 = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False)
         self.maxpool = nn.Identity()
 
 # %% ../nbs/03a_networks.ipynb #cell-12
 @register_model
-def resnet18_28(pretrained=False, **kwargs) -> ResNet28:
+def resnet18_28(
+    pretrained=False, # set by timm for a network on disk; there are no weights to download
+    **kwargs, # of timm's `ResNet`, and what else timm passes
+) -> ResNet28: # in training mode
     "ResNet-18 for 28x28 images, 11.2 M parameters; timm's `resnet18` is the one for photographs"
     return build_model_with_cfg(ResNet28, 'resnet18_28', pretrained, block=BasicBlock, layers=[2, 2, 2, 2], **kwargs)
 

@@ -44,7 +44,7 @@ def cross_fitted(
     logits: np.ndarray, # float [n, classes] on the validation split
     labels: np.ndarray, # int64 [n]
     temperature: float = 1.0, # that calibrates the logits
-    folds: int = 10,
+    folds: int = 10, # at least 2
 ) -> np.ndarray: # float64 [n, classes], each row with offsets that were fitted to other rows
     "Logits with offsets, to be judged"
     out = np.empty(logits.shape)

@@ -39,7 +39,7 @@ def colour_matrices(
 def colour_jitter(
     x: Tensor, # uint8 [n, 3, h, w]
     strength: float, # 0 to 1; 0 changes nothing
-    generator: torch.Generator,
+    generator: torch.Generator, # on any device
 ) -> Tensor: # the same
     "Random brightness, contrast, saturation and hue, one draw per image"
     if not strength: return x
@@ -68,7 +68,7 @@ def _seed(generator: torch.Generator) -> int: return int(torch.randint(2**62, ()
 
 def trivial_augment(
     x: Tensor, # uint8 [n, 3, h, w]
-    generator: torch.Generator,
+    generator: torch.Generator, # on any device
 ) -> Tensor: # the same
     "TrivialAugmentWide of torchvision: one random operation of random strength per image"
     with torch.random.fork_rng(devices=[]):
@@ -91,7 +91,7 @@ DEGRADATIONS = dict( # name -> (uint8 [h, w, 3], amount 0 to 1, generator) -> th
 def degrade(
     x: Tensor, # uint8 [n, 3, h, w]
     p: float, # share of images that get worse
-    generator: torch.Generator,
+    generator: torch.Generator, # on any device
 ) -> Tensor: # the same
     "Make some images worse: blur, JPEG of quality 15 to 60, enlarged 1.3 to 3.3 times, or noise"
     where = (uniform(len(x), generator) < p).nonzero()[:, 0]
@@ -103,7 +103,7 @@ def degrade(
 def random_background(
     x: Tensor, # uint8 [n, 3, side, side], padded with white by resize rule 'pad'
     p: float, # share of images
-    generator: torch.Generator,
+    generator: torch.Generator, # on any device
 ) -> Tensor: # the same
     "Give some photographs a background of one random colour, where theirs is near-uniform"
     where, colours = (uniform(len(x), generator) < p).nonzero()[:, 0], uniform((len(x), 3), generator, 0, 256).int()
@@ -128,7 +128,7 @@ def _rectangles(h: int, w: int, area: Tensor, aspect: Tensor, generator: torch.G
 def random_erasing(
     x: Tensor, # uint8 [n, c, h, w]
     p: float, # share of images
-    generator: torch.Generator,
+    generator: torch.Generator, # on any device
 ) -> Tensor: # the same
     "Cover 2 to 25 % of some images with a rectangle of one colour"
     if not p: return x

@@ -81,7 +81,7 @@ def latency_guard(
 
 def size_guard(
     n_bytes: int, # of the challenger's file
-    champion_bytes: int,
+    champion_bytes: int, # of the champion's file
     larger: float = 1.5, # how many times the champion's size is allowed
 ) -> dict: # guard, passed and the sizes
     "The file is not much larger"
@@ -89,8 +89,8 @@ def size_guard(
 
 # %% ../nbs/07d_promote.ipynb #cell-16
 def paired_data(
-    challenger: ModelInfo,
-    champion: ModelInfo,
+    challenger: ModelInfo, # of its model file
+    champion: ModelInfo, # of its model file, with the same labels
     dataset: str = '', # the one with the challenger's labels if not given
     config: str = '', # an experiment whose data section says where images are
     **given, # data settings that win: samples, archive, verify
@@ -107,7 +107,7 @@ def paired_data(
     return part, other, data_hash(part)
 
 def check_data(
-    challenger: ModelInfo,
+    challenger: ModelInfo, # its `data_hash` says which images it was tested on
     found: str, # hash of the test images that are here
     whole: bool = True, # these are the published ones, not a sample or images of one's own
 ):
@@ -121,10 +121,10 @@ def compare(
     data: bytes, # the challenger's file
     champion: bytes, # the champion's
     dataset: str = '', # see `paired_data`
-    config: str = '',
+    config: str = '', # see `paired_data`
     margin: float = 0.05, # see the guards
-    slower: float = 1.25,
-    larger: float = 1.5,
+    slower: float = 1.25, # see the guards
+    larger: float = 1.5, # see the guards
     **given, # data settings that win: samples, archive, verify
 ) -> dict: # promoted, n, data_hash, guards; raises `PromoteError`
     "What the guards say of a challenger"
@@ -204,7 +204,7 @@ class Registry:
         tags = dict(sha256=sha, model_version=info.version, data_hash=info.data_hash, git_commit=info.commit, created=info.created) | {k: str(info.metrics[k]) for k in ('dataset', 'split', 'accuracy', 'macro_f1') if k in info.metrics}
         return self.client.create_model_version(info.name, f'{self.client.get_run(run_id).info.artifact_uri}/{place}', run_id, tags)
 
-    def tag(self, version: Any, **tags):
+    def tag(self, version: Any, **tags): # MLflow's `ModelVersion`; the tags are written as text
         with said_clearly(self.address):
             for k, v in tags.items(): self.client.set_model_version_tag(version.name, version.version, k, str(v))
 
@@ -228,7 +228,7 @@ def _line(g: dict) -> str:
     return f'{"passed " if g["passed"] else "refused"} {g["guard"]}: {says[g["guard"]]()}'
 
 def challenge(
-    registry: Registry,
+    registry: Registry, # which gets the version, refused or not
     data: bytes, # the challenger's file
     **options, # of `compare`
 ) -> dict: # what `compare` found, with challenger and champion
@@ -248,7 +248,7 @@ def challenge(
                 champion_sha256=champion.tags.get('sha256') if champion else None, registered=version.version) | found
 
 def take_back(
-    registry: Registry,
+    registry: Registry, # whose alias changes
     name: str, # of a registered model
 ) -> Any: # MLflow's `ModelVersion`, the champion again; raises `PromoteError`
     "Make the former champion the champion"
@@ -261,7 +261,7 @@ def take_back(
     return before
 
 def put_champion(
-    registry: Registry,
+    registry: Registry, # which has the champion
     name: str, # of a registered model
     folder: str | Path, # that the service serves
 ) -> Path: # the file, `NAME.onnx`; raises `PromoteError`

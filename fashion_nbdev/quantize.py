@@ -81,8 +81,8 @@ def _quiet() -> Iterator[None]: # the exporter and the quantiser report every st
 def as_predictor(
     onnx_bytes: bytes, # an exported graph
     info: ModelInfo, # its description
-    threads: int = 1,
-) -> Predictor:
+    threads: int = 1, # of one inference on the CPU
+) -> Predictor: # on the CPU; raises `ModelError`
     "An exported graph, ready to run the way it will be served"
     return Predictor(pack_model(onnx_bytes, info), threads=threads)
 
@@ -204,7 +204,7 @@ def median_latency(
 def finishing(
     fp32: bytes, # from `export_onnx`
     info: ModelInfo, # its description
-    wanted: ExportConfig,
+    wanted: ExportConfig, # its `mirror`, `offsets` and `max_loss`
     valid: Split, # the validation split
 ) -> tuple[Callable[[bytes], bytes], dict]: # a function of a graph, and what was found about offsets
     "What an experiment wants done to every graph"
@@ -222,7 +222,7 @@ def measure_variant(
     info: ModelInfo, # its description
     valid: Split, # the validation split
     fp32_logits: np.ndarray | None = None, # of FP32 on the same split; None if this is FP32
-) -> Variant:
+) -> Variant: # timed in one thread of the CPU
     "Accuracy, agreement and latency of one variant"
     predictor = as_predictor(data, info)
     logits = predict_logits(predictor, valid.images)

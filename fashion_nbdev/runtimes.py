@@ -44,7 +44,7 @@ def runtimes(
     shipped: Path, # the INT8 .onnx file
     fp32: Path | None = None, # the same network in FP32
     run: Path | None = None, # a training run, whose best_model PyTorch loads
-    threads: int = 1,
+    threads: int = 1, # of each on the CPU
 ) -> dict[str, Callable]: # name -> from uint8 [n, height, width, channels] to logits [n, classes]
     "Every way to run the network that this machine has; the first is the shipped one"
     offered, files = offered_providers(), {'shipped': shipped} | ({'FP32': fp32} if fp32 else {})
@@ -56,7 +56,7 @@ def runtimes(
 def race(
     candidates: dict[str, Callable], # from `runtimes`
     images: np.ndarray, # uint8 [n, height, width, channels]
-    rounds: int = 15,
+    rounds: int = 15, # turns that each runtime gets
     calls: int = 5, # in a turn, of which the fastest counts
 ) -> list[dict]: # of each: runtime, batch_size, ms of the batch, images_per_s, cpu_ms_per_image, slower (than the first: `spread` of the rounds), differs (greatest difference of a probability from the first's)
     "Time every candidate on the same pictures, in turns"

@@ -70,7 +70,10 @@ def suggest(
 class Report(Callback):
     "Tell Optuna what each epoch reached, and stop when it says so"
     order = 55 # after the checkpoint and the record
-    def __init__(self, trial: Trial, parent: str): self.trial, self.parent = trial, parent
+    def __init__(self,
+        trial: Trial, # Optuna's
+        parent: str, # MLflow's id of the run that stands for the search
+    ): self.trial, self.parent = trial, parent
     def before_fit(self): self.tracker.record.tags(**{'mlflow.parentRunId': self.parent})
     def after_epoch(self):
         self.trial.report(float(self.recorder.final_record[-1]), self.epoch)
@@ -82,7 +85,7 @@ def _splits(config: str, settings: tuple) -> dict: return load_splits(load_confi
 
 def run_trial(
     trial: Trial, # Optuna's
-    plan: Search,
+    plan: Search, # from `load_search`
     runs: str, # folder of all runs
     name: str, # of the search
     parent: str, # MLflow's id of the run that stands for the search
@@ -111,7 +114,7 @@ def _study(folder: Path) -> optuna.Study:
     return optuna.create_study(storage=f'sqlite:///{folder}/search.db', study_name='search', direction='maximize', sampler=sampler, pruner=pruner, load_if_exists=True)
 
 def run_trials(
-    plan: Search,
+    plan: Search, # from `load_search`
     runs: str, # folder of all runs
     folder: Path, # of the search
     parent: str, # MLflow's id of the run that stands for the search

@@ -45,7 +45,7 @@ def _session_options(threads: int) -> Any: # of ONNX Runtime
     return opts
 
 def first_line(
-    e: Exception,
+    e: Exception, # its text may have many lines
 ) -> str: # at most 200 characters
     "What an error says, on one line"
     return re.sub(r'\s+', ' ', str(e)).strip()[:200]

@@ -120,7 +120,7 @@ def cost_per_thousand(
 # %% ../nbs/07f_sla.ipynb #cell-17
 def load_title(
     load: dict, # a row of load_*.json
-) -> str:
+) -> str: # such as 'clothing in openvino'
     "The model that was asked, and what ran it if that was not ONNX Runtime on the CPU"
     return load['model'] + ('' if load.get('provider', 'cpu') == 'cpu' else f' in {load["provider"]}')
 

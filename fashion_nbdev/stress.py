@@ -26,15 +26,15 @@ from .timing import BenchmarkError, spread
 # %% ../nbs/08b_stress.ipynb #cell-7
 def capacity(
     url: str, # of the service
-    requests: list[bytes],
-    seconds: float = 5.0,
+    requests: list[bytes], # from `http_request`, sent in turn
+    seconds: float = 5.0, # for so long
 ) -> float: # answers a second
     "How much the service can do at most"
     return summary(closed_loop(url, requests, 32, seconds))['answered_per_s']
 
 def ramp(
     url: str, # of the service
-    requests: list[bytes],
+    requests: list[bytes], # from `http_request`, sent in turn
     seconds: float = 5.0, # of each step
     shares: tuple = (.1, .25, .4, .55, .7, .8, .9, 1.0, 1.1, 1.3), # of the capacity
 ) -> list[dict]: # per step: rate, and `measured`
@@ -60,7 +60,7 @@ def _classify_for(path: str, folder: str, seconds: float, provider: str) -> floa
 def in_process(
     model: str | Path, # a model's name, or the path of an .onnx file
     data: list[bytes], # files
-    seconds: float = 5.0,
+    seconds: float = 5.0, # for so long
     processes: int = 0, # as many as cores may be used, if not given
     provider: str = 'cpu', # what runs the model
 ) -> float: # pictures a second, of all processes together
@@ -78,7 +78,7 @@ def limit(
     data: list[bytes], # files
     requests: list[bytes], # that ask about them
     seconds: float = 5.0, # of each turn
-    rounds: int = 3,
+    rounds: int = 3, # turns that each of the two gets
     provider: str = 'cpu', # what runs the model, there and here
 ) -> dict: # in_process_per_s and service_per_s (medians), share (`spread` of the rounds)
     "The share of the machine's own rate that the service reaches, measured in turns"
@@ -94,7 +94,7 @@ def _probe(url: str, seconds: float) -> str: # JSON
 
 def overload(
     url: str, # of the service
-    requests: list[bytes],
+    requests: list[bytes], # from `http_request`, sent in turn
     seconds: float = 10.0, # of each part
 ) -> dict: # capacity_per_s, then `measured` of three times as much, with goodput (answered, as a share of the capacity), probes_max_ms (the slowest /livez meanwhile) and recovery_s
     "What the service does when three times as much is asked as it can do, and how soon it has recovered"
@@ -115,7 +115,7 @@ def _on(cores: set[int]) -> Iterator[None]: # what runs or is started meanwhile 
     finally: os.sched_setaffinity(0, before)
 
 def overload_apart(
-    requests: list[bytes],
+    requests: list[bytes], # from `http_request`, sent in turn
     seconds: float = 10.0, # of each part
     provider: str = 'cpu', # what runs its models
 ) -> dict: # as `overload`; empty where there is one core, or a system that cannot share them out
@@ -129,7 +129,7 @@ def overload_apart(
 # %% ../nbs/08b_stress.ipynb #cell-13
 def soak(
     url: str, # of the service
-    requests: list[bytes],
+    requests: list[bytes], # from `http_request`, sent in turn
     n: int, # requests at least
     clients: int = 8, # that ask at once
     parts: int = 20, # times that memory is looked at, at least
@@ -209,7 +209,7 @@ def fashion_load(
     folder: str = '', # of JPEG and PNG files to ask about; drawn ones if not given
     no_overload: bool = False, # only the steady rate (and --soaked)
     out: str = '', # folder for load_MODEL.json, or load_MODEL_PROVIDER.json; results if not given and nothing is shortened
-) -> dict:
+) -> dict: # what load_MODEL.json holds; raises `ConfigError`, `BenchmarkError`
     "Ask a service as many customers would, and as too many would, and say whether it keeps its promises"
     if model not in RATES and not rate: raise ConfigError(f'--rate must be given for {model}: promises are known for {", ".join(RATES)}')
     if seconds <= 0: raise ConfigError(f'--seconds is {seconds:g}, but must be above 0')

@@ -42,7 +42,7 @@ class Sweep:
 
     def run(self,
         name: str, # of the row
-        seed: int,
+        seed: int, # of the experiment, which the folder is named after too
         runs: str | Path = 'runs', # folder of all runs
     ) -> tuple[Path, str, tuple[str, ...]]: # the run's folder, the experiment's file and all settings that win over it
         "Where a row is trained with a seed, and how"
@@ -109,9 +109,9 @@ def has_ended(
     return True
 
 def run_row(
-    sweep: Sweep,
+    sweep: Sweep, # from `load_sweep`
     name: str, # of the row
-    seed: int,
+    seed: int, # of the experiment, 0 to 2**32 - 1
     runs: str | Path = 'runs', # folder of all runs
 ) -> dict: # what the run's metrics.json holds
     "Train one row with one seed, unless that was done before"

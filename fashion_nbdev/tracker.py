@@ -40,7 +40,7 @@ def watch_system(
 # %% ../nbs/03g_tracker.ipynb #cell-13
 def flatten(
     nested: dict, # e.g. `dataclasses.asdict(cfg)`
-    prefix: str = '',
+    prefix: str = '', # of every key, with its dot
 ) -> dict: # {'train.lr': 0.2, ...}
     "A nested dict as one level with dotted keys"
     out = {}
@@ -82,7 +82,10 @@ class Tracker(Callback):
         say: Callable = print, # told when the server is away
     ): self.cfg, self.record = cfg, Record(folder, say)
 
-    def start(self, data_hash: str, commit: str | None):
+    def start(self,
+        data_hash: str, # of the training images
+        commit: str | None, # git's, None outside a checkout
+    ):
         "Open the MLflow run, or the one to continue; raises `TrackingError`"
         known = dict(config=self.cfg.name, dvc_data_hash=data_hash) | ({'git_commit': commit} if commit else {})
         self.record.start(f'{self.cfg.name}/{self.record.folder.name}', run_params(self.cfg), known)
@@ -94,7 +97,7 @@ class Tracker(Callback):
         values = dict(zip(('train_loss', 'val_loss', 'val_accuracy'), map(float, self.recorder.final_record)))
         self.record.metrics(values | {'lr': float(self.opt.hypers[-1]['lr'])}, self.epoch)
 
-    def results(self, metrics: dict):
+    def results(self, metrics: dict): # as metrics.json of the run holds them
         "What the run came to, and its files"
         folder = self.record.folder
         save_figures(metrics, folder/'figures')
@@ -104,7 +107,7 @@ class Tracker(Callback):
         self.record.file('best_model', 'model')
         for name in ('figures', 'config.yaml', 'metrics.json', 'logs', 'tracking/dvc.lock'): self.record.file(name)
 
-    def end(self, status: str):
+    def end(self, status: str): # in the words of MLflow
         "Close the run: 'FINISHED', 'FAILED' or 'KILLED'"
         self.unwatch()
         self.record.close(status)

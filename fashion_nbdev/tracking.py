@@ -35,7 +35,7 @@ def no_secrets(
     return re.sub(r'//[^/@\s]*@', '//', text)
 
 def first_line(
-    e: Exception,
+    e: Exception, # its text may have many lines
 ) -> str: # at most 200 characters, without secrets
     "What an exception says, in one line"
     return no_secrets(str(e).strip().partition('\n')[0][:200])
@@ -89,7 +89,7 @@ def said_clearly(
 # %% ../nbs/03f_tracking.ipynb #cell-13
 def send_lines(
     client: Any, # an `MlflowClient`
-    run_id: str,
+    run_id: str, # MLflow's
     kind: str, # 'metrics', 'params', 'tags', 'file' or 'status'
     values: list, # of the lines, all of that kind
     folder: Path, # of the run, where files are
@@ -115,7 +115,10 @@ class Journal:
     def __init__(self, folder: Path): # `tracking` in the folder of a run
         self.path, self.sent_path, self.guard = folder/'journal.jsonl', folder/'sent', threading.Lock()
 
-    def add(self, kind: str, value: Any):
+    def add(self,
+        kind: str, # as in `send_lines`
+        value: Any, # of that kind, in types of JSON
+    ):
         "Write a line down; a kill may leave a last one unfinished, which is not continued"
         line = json.dumps([kind, value]).encode() + b'\n'
         with self.guard, open(self.path, 'ab+') as f:
@@ -133,9 +136,9 @@ class Journal:
 
     @property
     def sent(self) -> int: return int(self.sent_path.read_text()) if self.sent_path.is_file() else 0
-    def note_sent(self, end: int):
+    def note_sent(self, end: int): # bytes of the file, counted from its beginning
         with write_beside(self.sent_path) as tmp: tmp.write_text(str(end))
-    def waiting(self) -> list[tuple[str, Any, int]]:
+    def waiting(self) -> list[tuple[str, Any, int]]: # as `lines` gives them
         "The lines that have not been sent"
         return list(self.lines(self.sent))
 
@@ -167,12 +170,16 @@ class Record:
         self.run |= about
         with write_beside(self.about) as tmp: tmp.write_text(json.dumps(self.run, indent=1))
 
-    def start(self, name: str, params: dict, tags: dict):
+    def start(self,
+        name: str, # in MLflow, if the run is a new one
+        params: dict, # name -> value in types of JSON; others than before begin a new run
+        tags: dict, # text -> text, of a new run
+    ):
         "Open the run, or go on with the one there is if it has these settings; raises `TrackingError` where there is none and none can be made"
         begun = next((value for kind, value, _ in self.journal.lines() if kind == 'params'), {})
-        if self.run and begun != json.loads(json.dumps(params)): self._leave()
-        if not self.run:
-            with said_clearly(address := self.address): run_id = new_run(open_client(address), address, name, tags)
+        if not self.run or begun != json.loads(json.dumps(params)):
+            with said_clearly(address := server_address(self.folder.parents[1])): run_id = new_run(open_client(address), address, name, tags)
+            if self.run: self._leave()
             self.note(run_id=run_id, server=no_secrets(os.environ.get('MLFLOW_TRACKING_URI') or ''), started=int(time.time()))
             self.journal.add('params', params)
         else: self.journal.add('status', 'RUNNING')
@@ -185,7 +192,10 @@ class Record:
         shutil.rmtree(self.place)
         self.run = {}
 
-    def metrics(self, values: dict, step: int = 0):
+    def metrics(self,
+        values: dict, # name -> number; signs that MLflow allows in no name become `_`
+        step: int = 0, # epoch from 0, or seconds since the run began
+    ):
         now = int(1000*time.time())
         self._add('metrics', [[re.sub(r'[^\w./ -]', '_', k), float(v), now, step] for k, v in values.items()])
     def tags(self, **tags): self._add('tags', tags)
@@ -194,7 +204,7 @@ class Record:
         self.journal.add(kind, value)
         self.wake.set()
 
-    def send(self) -> int:
+    def send(self) -> int: # 0 also if another process is sending them
         "Send what waits; returns how many lines there were"
         try: lock = FileLock(self.place/'lock', timeout=0).acquire()
         except Timeout: return 0 # another process is sending them
@@ -230,7 +240,10 @@ class Record:
                 if last: return
                 self.closing.wait(pause)
 
-    def close(self, status: str = '', wait: float = 60):
+    def close(self,
+        status: str = '', # stays as it is if empty
+        wait: float = 60, # seconds
+    ):
         "End with 'FINISHED', 'FAILED' or 'KILLED' and send the rest, as long as that takes no more than `wait` seconds"
         if status: self.journal.add('status', status)
         if not self.thread: return
@@ -276,7 +289,7 @@ def fashion_track(
 def find_record(
     version: str, # of a model file
     runs: str | Path = 'runs', # folder of all runs
-) -> Record | None:
+) -> Record | None: # None if no folder below `runs` has it
     "The record of the run that a model file was exported from"
     for about in Path(runs).glob('*/*/tracking/run.json'):
         with suppress(ValueError, OSError):

@@ -227,7 +227,7 @@ def _see(network: nn.Module, x: Tensor, mean: Tensor, std: Tensor, dtype: torch.
 def features(
     model: nn.Module, # a network of timm's
     images: np.ndarray, # uint8 [n, height, width, channels], a memory map too
-    batch_size: int = 64,
+    batch_size: int = 64, # images that go through the network together
     flip: bool = False, # of the mirrored images
     progress: bool = True, # show a bar
     dtype: torch.dtype = torch.float32, # what it computes in
@@ -249,7 +249,7 @@ def fit_logistic(
     features: np.ndarray, # float [n, d]
     labels: np.ndarray, # int [n], every class at least once
     C: float = 0.003, # inverse strength of L2 regularisation
-    max_iter: int = 1000,
+    max_iter: int = 1000, # of the solver, which warns if they do not suffice
 ) -> Any: # scikit-learn's pipeline: `predict_proba` gives float [n, classes]
     "Standardisation and a multinomial logistic regression"
     from sklearn.linear_model import LogisticRegression # here, because it takes a second

@@ -1,11 +1,13 @@
 "What would otherwise stay green in silence: notebooks and modules that drift apart, directives that do nothing, pins that disagree"
 import ast
+import io
 import json
 import os
 import re
 import stat
 import subprocess
 import sys
+import tokenize
 from importlib import metadata
 
 import pytest
@@ -402,3 +404,34 @@ def test_ci_runs_make_test():
     assert os.access(run, os.X_OK) and run.read_text().rstrip().endswith('exec make test') and 'set -euo pipefail' in run.read_text()
     recipe = subprocess.run(['make', '-n', 'test'], cwd=ROOT, env=clean_env(), capture_output=True, text=True).stdout
     for part in ('environment.sh dev', 'ruff check', 'pytest', '--least', '-u IN_TEST', 'OMP_NUM_THREADS=1'): assert part in recipe, part
+
+
+def undocumented(source: str) -> list[str]:
+    "Parameters and returns of public functions and methods without a docment; a method on one line says all in one comment"
+    said = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    found = []
+    for node in ast.parse(source).body:
+        methods = isinstance(node, ast.ClassDef)
+        if getattr(node, 'name', '_').startswith('_'): continue
+        for f in node.body if methods else [node]:
+            if not isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) or f.name.startswith('_') and f.name != '__init__': continue
+            if f.name in ('forward', 'backward') or any(ast.unparse(d) == 'property' for d in f.decorator_list): continue # called by torch; read without parameters
+            args = [a for a in f.args.posonlyargs + f.args.args + f.args.kwonlyargs if a.arg not in ('self', 'cls')]
+            at, where = [a.lineno for a in args], f'{node.name}.{f.name}' if methods else f.name
+            found += [f'{where}: {a.arg}' for a in args if not (a.annotation and ast.unparse(a.annotation).startswith('Param('))
+                      and (a.lineno not in said or at.count(a.lineno) > 1 and not (methods and a.lineno == f.lineno))]
+            if f.returns and ast.unparse(f.returns) not in ('None', 'Iterator[None]') and not said & {*range(f.returns.end_lineno, max(f.body[0].lineno, f.returns.end_lineno + 1))}:
+                found.append(f'{where}: return')
+    return found
+
+
+@MODULE_NOTEBOOKS
+def test_public_functions_have_docments(module):
+    missing = [name for c in cells(module_notebooks()[module]) if c.exported for name in undocumented(c.source)]
+    assert not missing, 'say behind each what a caller must know: `n: int, # of images`, `) -> dict: # name -> share`'
+
+
+def test_docments_are_looked_for():
+    assert undocumented('def f(a, b=1) -> int:\n    return a\nclass C:\n    def __init__(self, a): self.a = a\n') == ['f: a', 'f: b', 'f: return', 'C.__init__: a']
+    assert undocumented('def f(\n    a, # one\n    b=1,\n) -> int: # two\n    return a\nclass _C:\n    def g(self, a): pass\n') == ['f: b']
+    assert not undocumented('class C:\n    def f(self, a, b): pass # both\n    @property\n    def g(self) -> int: return 1\n    def forward(self, x): return x\n')

@@ -98,7 +98,7 @@ def test_request_id(client, samples, given, kept):
 
 @pytest.mark.parametrize('field', ['model', 'top_k', 'lang'])
 def test_what_belongs_into_the_address_is_not_lost_in_a_form(client, samples, field):
-    for path, more in (('predict', {}), ('predict/batch', {})):
+    for path in ('predict', 'predict/batch'):
         said = client.post(f'/v1/{path}', files={'file': samples['bag']}, data={field: 'ru'}).json()
         assert said['code'] == 'bad_multipart' and f'?{field}=' in said['detail'], said
 
