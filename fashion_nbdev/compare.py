@@ -83,7 +83,7 @@ def _finished(sweep: Sweep, name: str, runs: str) -> list[Path]:
 @command
 def fashion_compare(
     sweep: str = 'configs/recipes_fashion_mnist.yaml', # whose rows `fashion_sweep` has trained
-    out: str = '', # results file; results/compare_SWEEP.csv if not given
+    out: str = '', # results file, where rows that are not trained here stay as they are; results/compare_SWEEP.csv if not given
     runs: str = 'runs', # folder of all runs
 ) -> list[dict]: # the rows
     "Score the recipes of a sweep on the test split, in INT8, beside what they cost"
@@ -93,7 +93,7 @@ def fashion_compare(
     if missing := [name for name in plan.rows if name not in found]: print(f'left out, not trained yet: {", ".join(missing)}')
     served = {f: _served(f) for f in tqdm([f for folders in found.values() for f in folders], 'runs', unit=' runs', disable=None)}
     rows = [compare_row(name, [read_results(f/'metrics.json')[0] for f in folders], [served[f] for f in folders]) for name, folders in found.items()]
-    write_results(out := out or f'results/compare_{Path(sweep).stem}.csv', rows, **conditions(f'fashion_compare --sweep {sweep}', n_runs=len(plan.seeds)))
+    write_results(out := out or f'results/compare_{Path(sweep).stem}.csv', rows, 'recipe', **conditions(f'fashion_compare --sweep {sweep}', n_runs=len(plan.seeds)))
     for row in rows: print('{recipe:<24} {parameters:>10,} parameters, test accuracy {test_accuracy:.2%}, {weakest} recall {weakest_recall:.1%}, {ms:.2f} ms'.format(**row))
     print(f'  -> {out}')
     return rows
