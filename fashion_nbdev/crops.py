@@ -18,9 +18,9 @@ from .core import lookup
 # %% ../nbs/03d_crops.ipynb #cell-9
 def _margins(line: np.ndarray) -> np.ndarray:
     "Entries that are white at both ends of each row of `line` [n, length], the smaller of the two"
-    dark, n = line < 255, line.shape[1]
+    dark = line < 255
     ends = np.minimum(dark.argmax(1), dark[:, ::-1].argmax(1))
-    return np.where(dark.any(1) & (ends < n//2), ends, 0) # a picture that is all white is left whole
+    return np.where(dark.any(1), ends, 0) # a picture that is all white is left whole
 
 def find_photos(
     x: Tensor, # uint8 [n, c, side, side], padded with white by resize rule 'pad'

@@ -104,6 +104,36 @@ def _crop(im: Image.Image, area: tuple, height: int, width: int, crop_pct: float
     left, top = x + (across - w)/2, y + (down - h)/2
     return im.resize((width, height), _FILTER, (left, top, min(right, left + w), min(bottom, top + h)), reducing_gap=_GAP)
 
+_EVEN, _ALONG, _SHAPE = 24, .98, .75 # largest difference from the colour of a margin, of 255; in so much of a line; least proportion of what a margin leaves
+_ALL, _NONE = .5, .7 # shares of the picture left by a margin that is cut off wholly, and by one that is not; between them, in part
+
+def _is_even(lines: np.ndarray, colour: np.ndarray) -> np.ndarray: # int16 [channels, n, pixels], [channels, 1 or n, 1] -> bool [n]
+    "Which lines have one colour"
+    return (np.abs(lines - colour).max(0) <= _EVEN).mean(1) >= _ALONG
+
+def _margin(lines: np.ndarray) -> int: # int16 [channels, n, pixels]
+    "How many of the first lines have the colour of the very first"
+    colour = lines[:, :1, lines.shape[2]//2, None]
+    if not _is_even(lines[:, :1], colour)[0]: return 0
+    even = _is_even(lines, colour)
+    return len(even) if even.all() else int(even.argmin())
+
+def _content(im: Image.Image, area: tuple) -> tuple: # left, top, right, bottom
+    "The part of an area that a wide margin of one colour leaves; all of it if there is none, or nothing else"
+    left, top, right, bottom = area
+    w, h = (max(1, min(64, int(side))) for side in (right - left, bottom - top))
+    rows = np.asarray(im.resize((w, h), Image.Resampling.NEAREST, area)).reshape(h, w, -1).transpose(2, 0, 1).astype(np.int16, order='C')
+    above, below = _margin(rows), _margin(rows[:, ::-1])
+    columns = rows[:, above:h - below].swapaxes(1, 2)
+    if not columns.size or (before := _margin(columns)) + (after := _margin(columns[:, ::-1])) >= w: return area
+    down, across = h - above - below, w - before - after
+    if (cut := min(1, (_NONE - down*across/(h*w))/(_NONE - _ALL))) <= 0: return area
+    down, across = down/h*(bottom - top), across/w*(right - left)
+    y, x = top + above/h*(bottom - top) + down/2, left + before/w*(right - left) + across/2 # its centre
+    down, across = min(bottom - top, max(down, _SHAPE*across)), min(right - left, max(across, _SHAPE*down))
+    y, x = min(max(y, top + down/2), bottom - down/2), min(max(x, left + across/2), right - across/2)
+    return tuple(a + cut*(b - a) for a, b in zip(area, (x - across/2, y - down/2, x + across/2, y + down/2)))
+
 def _fit(im: Image.Image, area: tuple, height: int, width: int, full: tuple[int, int]) -> Image.Image:
     scale = min(width/full[0], height/full[1]) # of the whole picture: `im` may be a smaller decoding of it
     return im.resize(tuple(max(1, round(side*scale)) for side in full), _FILTER, area, reducing_gap=_GAP)
@@ -156,7 +186,7 @@ def _check_rule(height: int, width: int, channels: int, resize: str, crop_pct: f
 
 def _resize(im: Image.Image, area: tuple, full: tuple[int, int], height: int, width: int, resize: str, crop_pct: float) -> Image.Image:
     "Apply a rule to the `area` of `im` in which a picture lies that is `full` = (width, height) as a whole"
-    if resize == 'crop': return _crop(im, area, height, width, crop_pct)
+    if resize == 'crop': return _crop(im, area if full == (width, height) else _content(im, area), height, width, crop_pct)
     if resize == 'pad': return _centre(_fit(im, area, height, width, full), height, width, 'white')
     if resize == 'fashion_mnist': return _fashion_mnist(im, height, width)
     return im.resize((width, height), _FILTER, area, reducing_gap=_GAP)
@@ -203,5 +233,7 @@ def read_image(
     _check_rule(height, width, channels, resize, crop_pct)
     parts = image_parts(data, limits)
     header = parts.header
-    im, area = _decode(parts, channels, _enough(header, height, width, resize, crop_pct))
+    im, area = _decode(parts, channels, scale := _enough(header, height, width, resize, crop_pct))
+    if resize == 'crop' and parts.format == 'JPEG' and scale < 1 and (part := _content(im, area)) != area: # then more of its pixels are wanted
+        im, area = _decode(parts, channels, scale*max((area[i + 2] - area[i])/(part[i + 2] - part[i]) for i in (0, 1)))
     return _as_array(_resize(im, area, header[1:], height, width, resize, crop_pct))
