@@ -105,6 +105,7 @@ def _crop(im: Image.Image, area: tuple, height: int, width: int, crop_pct: float
     return im.resize((width, height), _FILTER, (left, top, min(right, left + w), min(bottom, top + h)), reducing_gap=_GAP)
 
 _EVEN, _ALONG, _SHAPE = 24, .98, .75 # largest difference from the colour of a margin, of 255; in so much of a line; least proportion of what a margin leaves
+_BLUR = 1.3 # how many times a part of a JPEG that was decoded smaller may be enlarged
 _ALL, _NONE = .5, .7 # shares of the picture left by a margin that is cut off wholly, and by one that is not; between them, in part
 
 def _is_even(lines: np.ndarray, colour: np.ndarray) -> np.ndarray: # int16 [channels, n, pixels], [channels, 1 or n, 1] -> bool [n]
@@ -184,9 +185,13 @@ def _check_rule(height: int, width: int, channels: int, resize: str, crop_pct: f
     if not 0 < crop_pct <= 1: raise ConfigError(f'crop_pct is {crop_pct}, but must be over 0 and at most 1')
     if resize == 'fashion_mnist' and channels != 1: raise ConfigError(f'resize rule fashion_mnist is for grey pictures: channels must be 1, got {channels}')
 
+def _seen(im: Image.Image, area: tuple, size: tuple[int, int], resize: str) -> tuple: # left, top, right, bottom
+    "The part of the area in which a picture lies that its rule begins with"
+    return _content(im, area) if resize == 'crop' and im.size != size else area
+
 def _resize(im: Image.Image, area: tuple, full: tuple[int, int], height: int, width: int, resize: str, crop_pct: float) -> Image.Image:
     "Apply a rule to the `area` of `im` in which a picture lies that is `full` = (width, height) as a whole"
-    if resize == 'crop': return _crop(im, area if full == (width, height) else _content(im, area), height, width, crop_pct)
+    if resize == 'crop': return _crop(im, area, height, width, crop_pct)
     if resize == 'pad': return _centre(_fit(im, area, height, width, full), height, width, 'white')
     if resize == 'fashion_mnist': return _fashion_mnist(im, height, width)
     return im.resize((width, height), _FILTER, area, reducing_gap=_GAP)
@@ -203,7 +208,7 @@ def resize_image(
     channels = 1 if img.ndim == 2 else img.shape[2]
     _check_rule(height, width, channels, resize, crop_pct)
     im = Image.fromarray(img.reshape(img.shape[:2]) if channels == 1 else img)
-    return _as_array(_resize(im, (0, 0, *im.size), im.size, height, width, resize, crop_pct))
+    return _as_array(_resize(im, _seen(im, (0, 0, *im.size), (width, height), resize), im.size, height, width, resize, crop_pct))
 
 def to_fashion_mnist(
     img: np.ndarray, # uint8 [h, w] or [h, w, 1], grey
@@ -234,6 +239,8 @@ def read_image(
     parts = image_parts(data, limits)
     header = parts.header
     im, area = _decode(parts, channels, scale := _enough(header, height, width, resize, crop_pct))
-    if resize == 'crop' and parts.format == 'JPEG' and scale < 1 and (part := _content(im, area)) != area: # then more of its pixels are wanted
-        im, area = _decode(parts, channels, scale*max((area[i + 2] - area[i])/(part[i + 2] - part[i]) for i in (0, 1)))
-    return _as_array(_resize(im, area, header[1:], height, width, resize, crop_pct))
+    part = _seen(im, area, (width, height), resize)
+    if part != area and scale < 1 and (blur := max(width/(part[2] - part[0]), height/(part[3] - part[1]))/crop_pct) > _BLUR: # then more of its pixels are wanted
+        im, area = _decode(parts, channels, scale*blur*_ENOUGH)
+        part = _seen(im, area, (width, height), resize)
+    return _as_array(_resize(im, part, header[1:], height, width, resize, crop_pct))
