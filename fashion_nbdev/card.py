@@ -46,7 +46,7 @@ ABOUT = { # data set -> words
             'Several garments in one picture: one category is named, not necessarily that of the largest garment.',
             'Bags, belts, jewellery, underwear, swimwear and everything else that is none of the ten classes: one of the ten is named all the same, and sometimes surely.',
             'Pictures of nothing, such as an empty placeholder: they are named as well.',
-            'Garments that lie on their side, or are small in the frame: see the accuracy under other conditions.',
+            'Garments that lie on their side (see the accuracy under other conditions), or are small before anything but one colour.',
             'T-shirt, longsleeve and shirt: sleeves out of the frame and collars decide, and the labels themselves are not consistent there.',
             'Dark, noisy or coloured light, and backgrounds of the colour of the garment: see the accuracy under other conditions.')),
     'deepfashion': About(

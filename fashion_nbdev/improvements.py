@@ -197,9 +197,12 @@ def _by_fashion_train(folder: Path) -> bool: # not a fold of an audit, a trial o
 def _in_place_of(run_dir: Path, cfg: Config, train: Split) -> Iterator[bool]: # whether to resume; raises `ConfigError`
     "An interrupted run of the same experiment goes on; any other in its folder is put aside, and comes back if nothing begins in its place"
     before, begun = run_dir.with_name(f'.{run_dir.name}.before'), run_dir/'config.yaml'
-    if before.exists() and not begun.exists(): # of a kill
-        shutil.rmtree(run_dir, ignore_errors=True)
+    def bring_back():
+        shutil.rmtree(run_dir, ignore_errors=True) # what a start left that came to nothing
         before.rename(run_dir)
+    if before.exists() and not begun.exists(): # of a kill
+        with locked_run(run_dir): pass # unless another process is just starting there
+        bring_back()
     resume = False
     if run_dir.exists():
         with locked_run(run_dir):
@@ -207,7 +210,7 @@ def _in_place_of(run_dir: Path, cfg: Config, train: Split) -> Iterator[bool]: # 
             except (ConfigError, TrainingError): _put_aside(run_dir, before)
     try: yield resume
     finally:
-        if before.exists(): shutil.rmtree(before) if begun.exists() else before.rename(run_dir)
+        if before.exists(): shutil.rmtree(before) if begun.exists() else bring_back()
 
 def _put_aside(run_dir: Path, before: Path):
     record = Record(run_dir)
