@@ -21,6 +21,7 @@ from tqdm import tqdm
 from .config import Config, load_config
 from .core import ConfigError, FashionError, check_target, command, write_beside
 from .data import photo_splits
+from .formats import OWN_FILES
 from .image import decode_image
 from .photos import Photo
 from .results import conditions, write_results
@@ -96,7 +97,7 @@ def look_at(
     try: data = photo.read()
     except Exception as e: return Look(photo, '', 0, 0, 0, nothing, f'cannot be read: {e}') # an archive raises whatever comes to hand
     digest = hashlib.sha256(data).hexdigest()
-    try: img = decode_image(data)
+    try: img = decode_image(data, limits=OWN_FILES)
     except FashionError as e: return Look(photo, digest, len(data), 0, 0, nothing, str(e))
     return Look(photo, digest, len(data), img.shape[1], img.shape[0], np.stack([look_hash(img), look_hash(img[:, ::-1])]))
 
@@ -131,7 +132,7 @@ def worn_distances(
     "How far worn copies are from their originals"
     found = {}
     for look in looks[::max(1, -(-len(looks)//n))]:
-        for kind, copy in worn_copies(decode_image(look.photo.read())).items():
+        for kind, copy in worn_copies(decode_image(look.photo.read(), limits=OWN_FILES)).items():
             found.setdefault(kind, []).append(int(np.bitwise_count(look_hash(copy) ^ look.hashes[0]).sum()))
     return {kind: sorted(d) for kind, d in found.items()}
 

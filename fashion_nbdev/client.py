@@ -10,6 +10,7 @@ import asyncio, io, json, os, time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import httpx
@@ -18,21 +19,20 @@ from fastcore.basics import chunked
 from PIL import Image
 
 from .core import ConfigError, FashionError
-from .image import IMAGE_ERRORS, ImageError, ImageLimits, check_picture, decode_image, image_header
+from .formats import OWN_FILES
+from .image import IMAGE_ERRORS, ImageError, check_picture, decode_image, image_header
 from .predict import Failure, Prediction, Score, Timing, read_file, several
 
 # %% ../nbs/09_client.ipynb #cell-6
-_OWN = ImageLimits(max_pixels=150_000_000, max_webp_pixels=25_000_000, max_side=30_000, max_scan_pixels=3_000_000_000) # of whoever asks: larger than what a service takes
-
 def shrink(
     data: bytes, # a picture file
     max_side: int = 640, # pixels along the longer side that are enough
     max_bytes: int = 500_000, # a file that is larger is made smaller too
 ) -> bytes: # the same file if it is small enough, otherwise a JPEG; raises `ImageError`
     "Make a large picture small"
-    header = image_header(data, limits := replace(_OWN, max_bytes=len(data)))
+    header = image_header(data, OWN_FILES)
     if max(header.height, header.width) <= max_side and len(data) <= max_bytes: return data
-    im = Image.fromarray(decode_image(data, limits=limits))
+    im = Image.fromarray(decode_image(data, limits=OWN_FILES))
     im.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=2)
     im.save(out := io.BytesIO(), 'JPEG', quality=90)
     return out.getvalue()
@@ -107,7 +107,7 @@ class _Asking:
         url: str = 'http://127.0.0.1:8000', # of the service
         key: str = '', # if it asks for one
         timeout: float = 30.0, # seconds for one answer
-        retries: int = 4, # tries after the first
+        retries: int = 4, # tries after the first, for all that one call sends at once
         max_side: int = 640, # larger pictures are made smaller before they travel
     ):
         if not url.startswith(('http://', 'https://')): raise ConfigError(f'url is {url!r}, but must begin with http:// or https://')
@@ -115,6 +115,8 @@ class _Asking:
             if type(value) is not int or value < least: raise ConfigError(f'{name} is {value!r}, but must be a whole number from {least}')
         self.url, self.retries, self.max_side = url.rstrip('/'), retries, max_side
         self._options = dict(base_url=self.url, timeout=timeout, headers={'Authorization': f'Bearer {key.strip()}'.encode()} if key.strip() else {})
+
+    def _tries(self) -> Iterator[int]: return iter(range(self.retries + 1))
 
     def _pause_after(self, attempt: int, outcome: httpx.Response | httpx.TransportError) -> float | None: # seconds to wait before the next try; None if this answer is the last word
         failed, last = isinstance(outcome, httpx.TransportError), attempt == self.retries
@@ -172,8 +174,8 @@ class Client(_Asking):
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
-    def _ask(self, **request) -> httpx.Response:
-        for attempt in range(self.retries + 1):
+    def _ask(self, tries: Iterator[int] | None = None, **request) -> httpx.Response:
+        for attempt in tries or self._tries():
             try: outcome = self._http.request(**request)
             except httpx.TransportError as e: outcome = e
             if (pause := self._pause_after(attempt, outcome)) is None: return _checked(outcome)
@@ -202,10 +204,10 @@ class Client(_Asking):
         "Categorise many pictures; a bad one becomes a `Failure` in its place, as does one that the service has no time for in any of the tries"
         for group in _groups(xs, batch_size):
             pictures = _ready(group, self.max_side)
-            for attempt in range(self.retries + 1):
+            for attempt in (tries := self._tries()):
                 if not (asked := _unanswered(pictures)): break
                 if attempt: time.sleep(_pause(attempt, None))
-                self._note(asked, self._ask(**self._many(asked, top_k=top_k, lang=lang, model=model)))
+                self._note(asked, self._ask(chain([attempt], tries), **self._many(asked, top_k=top_k, lang=lang, model=model)))
             for picture in pictures: yield picture.answer
 
 # %% ../nbs/09_client.ipynb #cell-18
@@ -219,8 +221,8 @@ class AsyncClient(_Asking):
     async def __aenter__(self): return self
     async def __aexit__(self, *_): await self.close()
 
-    async def _ask(self, **request) -> httpx.Response:
-        for attempt in range(self.retries + 1):
+    async def _ask(self, tries: Iterator[int] | None = None, **request) -> httpx.Response:
+        for attempt in tries or self._tries():
             try: outcome = await self._http.request(**request)
             except httpx.TransportError as e: outcome = e
             if (pause := self._pause_after(attempt, outcome)) is None: return _checked(outcome)
@@ -249,8 +251,8 @@ class AsyncClient(_Asking):
         "Categorise many pictures; a bad one becomes a `Failure` in its place, as does one that the service has no time for in any of the tries"
         for group in _groups(xs, batch_size):
             pictures = await asyncio.to_thread(_ready, group, self.max_side)
-            for attempt in range(self.retries + 1):
+            for attempt in (tries := self._tries()):
                 if not (asked := _unanswered(pictures)): break
                 if attempt: await asyncio.sleep(_pause(attempt, None))
-                self._note(asked, await self._ask(**self._many(asked, top_k=top_k, lang=lang, model=model)))
+                self._note(asked, await self._ask(chain([attempt], tries), **self._many(asked, top_k=top_k, lang=lang, model=model)))
             for picture in pictures: yield picture.answer

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .compact import multiplications
 from .config import load_config
-from .core import ConfigError, command
+from .core import ConfigError, check_target, command
 from .data import take
 from .evaluate import score
 from .export import data_info
@@ -28,7 +28,7 @@ from .sweep import Sweep, has_ended, load_sweep
 # %% ../nbs/07c_compare.ipynb #cell-7
 def measure_run(
     folder: str | Path, # of a run that has ended
-    latency_runs: int = LATENCY_RUNS, # images that the latency is the median of
+    latency_runs: int = LATENCY_RUNS, # images that the latency is measured on
 ) -> dict: # fp32 and INT8 test accuracy, macro_f1, per_class, mb (10^6 bytes of INT8), ms (INT8, one image in one thread), multiplications
     "Export a run's last network to INT8 and score it on the test split"
     folder = Path(folder)
@@ -87,13 +87,13 @@ def fashion_compare(
     runs: str = 'runs', # folder of all runs
 ) -> list[dict]: # the rows
     "Score the recipes of a sweep on the test split, in INT8, beside what they cost"
-    plan = load_sweep(sweep)
+    plan, out = load_sweep(sweep), check_target(out or f'results/compare_{Path(sweep).stem}.csv', '.csv', '.json')
     found = {name: folders for name in plan.rows if (folders := _finished(plan, name, runs))}
     if not found: raise ConfigError(f'no row of {sweep} has been trained: fashion_sweep --sweep {sweep}')
     if missing := [name for name in plan.rows if name not in found]: print(f'left out, not trained yet: {", ".join(missing)}')
     served = {f: _served(f) for f in tqdm([f for folders in found.values() for f in folders], 'runs', unit=' runs', disable=None)}
     rows = [compare_row(name, [read_results(f/'metrics.json')[0] for f in folders], [served[f] for f in folders]) for name, folders in found.items()]
-    write_results(out := out or f'results/compare_{Path(sweep).stem}.csv', rows, 'recipe', **conditions(f'fashion_compare --sweep {sweep}', n_runs=len(plan.seeds)))
+    write_results(out, rows, 'recipe', **conditions(f'fashion_compare --sweep {sweep}', n_runs=len(plan.seeds)))
     for row in rows: print('{recipe:<24} {parameters:>10,} parameters, test accuracy {test_accuracy:.2%}, {weakest} recall {weakest_recall:.1%}, {ms:.2f} ms'.format(**row))
     print(f'  -> {out}')
     return rows

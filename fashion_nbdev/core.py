@@ -213,6 +213,7 @@ def _from_console(func: Callable) -> Any:
     def stop(message, code=2):
         print(f'{func.__name__}: {message}', file=sys.stderr)
         raise SystemExit(code)
+    for stream in sys.stdout, sys.stderr: getattr(stream, 'reconfigure', dict)(errors='backslashreplace') # a terminal that does not know Cyrillic
     parser = anno_parser(func, prog=func.__name__)
     parser.error = lambda message: stop(f'{message} (see {func.__name__} --help)')
     args = {k: v for k, v in vars(parser.parse_args()).items() if k not in ('pdb', 'xtra')}

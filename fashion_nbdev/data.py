@@ -107,7 +107,7 @@ def load_photos(
     verify: bool = True, # compare with the published ones
 ) -> dict[str, list[Photo]]: # by split as published; 'all' if there are none; raises `DataError`
     "List the photographs of a data set"
-    splits = dict(all=read_table(source)) if is_table(source) else read_folders(source)
+    splits = read_table(source) if is_table(source) else read_folders(source)
     if verify: verify_photos(ds, splits, source)
     return splits
 
@@ -244,10 +244,10 @@ def photo_splits(
     if not ds.photos: raise ConfigError(f'{ds.name} holds no photographs: choose one of {", ".join(k for k, d in DATASETS.items() if d.photos)}')
     keys = [label.key for label in labels_of(data)]
     splits = ds.load(ds, source := _source(ds, data, progress), data.verify)
-    check_photos(splits, keys, source)
     sizes = {k: n for k, n in dict(valid=data.valid_size, test=data.test_size).items() if n and k not in splits}
-    photos = [p for k in ('train', 'all') for p in splits.pop(k, [])]
-    splits |= set_aside(photos, sizes, _needs_products(ds, photos, data, source), seed)
+    check_photos(splits, keys, source, every=bool(sizes or 'valid' in splits))
+    if not sizes and {*splits} == {'all'}: return dict(test=splits['all']) # nothing trains: all of them report
+    if photos := [p for k in ('train', 'all') for p in splits.pop(k, [])]: splits |= set_aside(photos, sizes, _needs_products(ds, photos, data, source), seed)
     splits = {k: splits[k] for k in ('train', 'valid', 'test') if k in splits}
     for (a, b), n in ((pair.split('/'), n) for pair, n in product_leaks(splits).items()):
         if n and a == 'train': warnings.warn(f'{n:,} of {len(splits[b]):,} {b} photographs show a product that is also in training: a leak, scores on them will be too good', stacklevel=2)

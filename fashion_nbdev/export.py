@@ -313,7 +313,7 @@ def fashion_evaluate(
     valid_size: int = None, # images set aside as the split valid (of the samples, the same share); 5000, or what the configuration says
     config: str = '', # an experiment whose data section says where images are and how they are split
     quick: bool = False, # leave out the accuracy of photographs under shifts, which takes ten times as long
-    out: str = '', # results file; results/evaluate_MODEL.json if not given, none for samples and unverified images
+    out: str = '', # results file; results/evaluate_MODEL.json if not given, none for samples, unverified images and other photographs than those it was tested on
     metrics: str = '', # a JSON file for the main scores alone, as `dvc metrics` shows them
     threads: int = 1, # of the network
     runs: str = 'runs', # folder of all runs: the record of the one that the model comes from gets the scores, too
@@ -322,21 +322,23 @@ def fashion_evaluate(
     for path in filter(None, (out, metrics)): check_target(path, '.json', '.csv')
     predictor, cfg = Predictor.load(model, threads=threads), load_config(config) if config else Config()
     info, name = predictor.info, find_dataset(predictor.info, dataset or (cfg.data.dataset if config else ''))
-    data = data_for(info, name, cfg, archive=archive or None, samples=samples or None, verify=False if unverified else None, valid_size=valid_size)
+    own = name == 'folder' and not config # photographs that no experiment has split
+    data = data_for(info, name, cfg, archive=archive or None, samples=samples or None, verify=False if unverified else None, valid_size=0 if own and valid_size is None else valid_size)
     samples, unverified = data.samples, not data.verify # whoever says so, the command or the configuration
     part, photos = read_part(data, split)
     logits, hash_ = predict_logits(predictor, part.images), data_hash(part)
+    other = samples or unverified or own and hash_ != info.data_hash # nothing recorded is about these images
     scores = score(logits, part.labels, info.labels, info.temperature)
     verdict, place = compare_with_file(scores, info, hash_), info.name if name == 'folder' else name
-    extra = _photo_checks(predictor, logits.argmax(1) == part.labels, part, photos, place) if photos and split == 'test' and not unverified else {}
+    extra = _photo_checks(predictor, logits.argmax(1) == part.labels, part, photos, place) if photos and split == 'test' and not other else {}
     print(f'{info.name} {info.version} on {name} {split}: {summary(scores)}\n{verdict}{_check_lines(extra)}\n{class_lines(scores)}')
-    if not (out or samples or unverified): out = f'results/evaluate_{info.name}{"" if split == "test" else "_" + split}.json'
+    if not (out or other): out = f'results/evaluate_{info.name}{"" if split == "test" else "_" + split}.json'
     cond = conditions(_evaluate_line(str(model), name, split, samples, unverified, archive, valid_size, config), threads=threads, data_hash=hash_)
     row = dict(model=info.name, version=info.version)
     if out: write_results(out, dict(**row, dataset=name, split=split, verdict=verdict, **scores, **extra), **cond)
     main = main_scores(scores)
     if metrics: _write(Path(metrics), json.dumps(main, indent=1).encode() + b'\n')
-    if hash_ == info.data_hash or split != 'test' and not (samples or unverified): add_to_record(find_record(info.version, runs), {f'{split}_{k}': v for k, v in main.items()}) # other images replace no record
+    if hash_ == info.data_hash or split != 'test' and not other: add_to_record(find_record(info.version, runs), {f'{split}_{k}': v for k, v in main.items()}) # other images replace no record
     if photos and split == 'test' and not quick:
         extra['shifts'] = accuracy_under_shifts((p.read() for p in photos), part.labels, predictor.logits, predictor.prepare)
         print(_shift_line(extra['shifts']))

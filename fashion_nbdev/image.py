@@ -186,9 +186,9 @@ def _check_rule(height: int, width: int, channels: int, resize: str, crop_pct: f
     if not 0 < crop_pct <= 1: raise ConfigError(f'crop_pct is {crop_pct}, but must be over 0 and at most 1')
     if resize == 'fashion_mnist' and channels != 1: raise ConfigError(f'resize rule fashion_mnist is for grey pictures: channels must be 1, got {channels}')
 
-def _seen(im: Image.Image, area: tuple, size: tuple[int, int], resize: str) -> tuple: # left, top, right, bottom
+def _seen(im: Image.Image, area: tuple, resize: str) -> tuple: # left, top, right, bottom
     "The part of the area in which a picture lies that its rule begins with"
-    return _content(im, area) if resize == 'crop' and im.size != size else area
+    return _content(im, area) if resize == 'crop' else area
 
 def _resize(im: Image.Image, area: tuple, full: tuple[int, int], height: int, width: int, resize: str, crop_pct: float) -> Image.Image:
     "Apply a rule to the `area` of `im` in which a picture lies that is `full` = (width, height) as a whole"
@@ -209,7 +209,9 @@ def resize_image(
     channels = 1 if img.ndim == 2 else img.shape[2]
     _check_rule(height, width, channels, resize, crop_pct)
     im = Image.fromarray(img.reshape(img.shape[:2]) if channels == 1 else img)
-    return _as_array(_resize(im, _seen(im, (0, 0, *im.size), (width, height), resize), im.size, height, width, resize, crop_pct))
+    whole = 0, 0, *im.size
+    part = whole if im.size == (width, height) else _seen(im, whole, resize) # an array of that size has been prepared
+    return _as_array(_resize(im, part, im.size, height, width, resize, crop_pct))
 
 def to_fashion_mnist(
     img: np.ndarray, # uint8 [h, w] or [h, w, 1], grey
@@ -240,8 +242,8 @@ def read_image(
     parts = image_parts(data, limits)
     header = parts.header
     im, area = _decode(parts, channels, scale := _enough(header, height, width, resize, crop_pct))
-    part = _seen(im, area, (width, height), resize)
+    part = _seen(im, area, resize)
     if part != area and scale < 1 and (blur := max(width/(part[2] - part[0]), height/(part[3] - part[1]))/crop_pct) > _BLUR: # then more of its pixels are wanted
         im, area = _decode(parts, channels, scale*blur*_ENOUGH)
-        part = _seen(im, area, (width, height), resize)
+        part = _seen(im, area, resize)
     return _as_array(_resize(im, part, header[1:], height, width, resize, crop_pct))

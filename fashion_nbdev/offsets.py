@@ -59,7 +59,7 @@ def useful_offsets(
     max_loss: float = 0.002, # of accuracy that they may cost
 ) -> tuple[np.ndarray | None, dict]: # offsets float64 [classes], None if they are not worth it, and what was found
     "Offsets that raise the lowest precision or recall, if there are any"
-    if np.bincount(labels).min() < 10: return None, dict(refused='fewer than 10 validation images of a class')
+    if np.bincount(labels, minlength=logits.shape[1]).min() < 10: return None, dict(refused='fewer than 10 validation images of a class')
     fitted, accuracy = cross_fitted(logits, labels, temperature), lambda z: float((z.argmax(1) == labels).mean())
     found = dict(lowest=lowest(fitted, labels), lowest_without=lowest(logits, labels), accuracy=accuracy(fitted), accuracy_without=accuracy(logits))
     good = found['lowest'] > found['lowest_without'] and found['accuracy'] >= found['accuracy_without'] - max_loss

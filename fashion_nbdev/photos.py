@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .core import cache_dir, write_beside
 from .files import DataError
-from .formats import ImageError, ImageLimits, image_header
+from .formats import OWN_FILES, ImageError, image_header
 from .image import read_image
 
 # %% ../nbs/01b_photos.ipynb #cell-7
@@ -34,7 +34,7 @@ class Photo(NamedTuple):
     stamp: str = '' # changes when the bytes do, such as size and checksum; '' where only reading tells
 
 # %% ../nbs/01b_photos.ipynb #cell-11
-_MAX_FILE = ImageLimits().max_bytes # a larger one is refused by `read_image` anyway
+_MAX_FILE = OWN_FILES.max_bytes # a larger one is refused by `read_image` anyway
 _MAX_SWELL = 100 # photographs are compressed already: they hardly shrink in an archive
 _unreadable = (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, RuntimeError, NotImplementedError)
 
@@ -101,7 +101,7 @@ def _read_path(path: Path) -> bytes:
 def _folder_files(source: Path) -> dict[str, tuple[Callable, str]]:
     found = [p for depth in (2, 3, 4) for p in source.glob('/'.join('*'*depth)) if p.is_file()]
     stamps = [p.stat() for p in found]
-    return {p.relative_to(source).as_posix(): (partial(_read_path, p), f'{s.st_size}:{s.st_mtime_ns}') for p, s in zip(found, stamps)}
+    return {p.relative_to(source).as_posix(): (partial(_read_path, p), f'{s.st_size}:{s.st_mtime_ns}:{s.st_ino}:{s.st_ctime_ns}') for p, s in zip(found, stamps)}
 
 def _list_files(source: Path) -> dict[str, tuple[Callable, str]]:
     "Name -> (read, stamp) of the files in a folder, zip or tar; raises `DataError`"
@@ -218,22 +218,27 @@ def _pictures(column: Any, where: str) -> list[tuple[int, Any, int]]:
 def _cell(array: Any, i: int) -> bytes: return array[i].as_py()
 
 # %% ../nbs/01b_photos.ipynb #cell-29
+def _split_of(path: Path, source: Path) -> str:
+    "The split that a file's folder or name begins with, as in data/train-00000-of-00002.parquet"
+    names = path.relative_to(source).parts if path != source else (path.name,)
+    return next((_SPLITS[w] for w in (re.match('[A-Za-z]*', n)[0].lower() for n in names) if w in _SPLITS), 'all')
+
 def read_table(
     source: str | Path, # a folder that `datasets` saved, or a Parquet file or folder of them
     columns: tuple[str, str, str] = COLUMNS, # names of the columns with picture, class and product
     progress: bool = True, # show a bar while Parquet is copied
-) -> list[Photo]: # in the order of the rows, whatever splits they were saved in; raises `DataError`
+) -> dict[str, list[Photo]]: # 'train', 'valid', 'test' as folders or files are named, or 'all'; in the order of the rows. Raises `DataError`
     "The photographs of a Hugging Face data set or of Parquet files"
     if not (files := _table_files(Path(source))): raise DataError(f'{source}: holds no saved data set and no Parquet file; expected either')
-    photos, rows, empty = [], 0, 0
+    splits, rows, empty = {}, 0, 0
     for path in files:
         table = _open_table(path, columns, progress)
         labels, products = (['' if v is None else str(v) for v in table[c].to_pylist()] for c in columns[1:])
         found = [(r, a, i) for r, a, i in _pictures(table[columns[0]], f'{path} column {columns[0]}') if a[i].is_valid]
-        photos += [Photo(f'{rows + r:06d}', labels[r], products[r], partial(_cell, a, i)) for r, a, i in found]
+        splits.setdefault(_split_of(path, Path(source)), []).extend(Photo(f'{rows + r:06d}', labels[r], products[r], partial(_cell, a, i)) for r, a, i in found)
         rows, empty = rows + len(labels), empty + len(labels) - len({r for r, _, _ in found})
     if empty: raise DataError(f'{source}: {empty:,} of {rows:,} rows have no picture in {columns[0]}; expected the bytes of one in each')
-    return photos
+    return {'all': splits['train']} if {*splits} == {'train'} else splits # where nothing else is published, nothing is set aside yet
 
 # %% ../nbs/01b_photos.ipynb #cell-35
 def _some(counts: dict, n: int = 5) -> str:
@@ -245,12 +250,13 @@ def check_photos(
     splits: dict[str, list[Photo]], # by name
     keys: list[str], # the classes there are
     where: str | Path, # names the source in errors
+    every: bool = True, # each class must have one, as training needs
 ):
     "Raise `DataError`, with counts, for photographs of an unknown class and for classes without photographs"
     labels = [p.label for photos in splits.values() for p in photos]
     unknown = Counter(label for label in labels if label not in keys)
     if unknown: raise DataError(f'{where}: {unknown.total():,} of {len(labels):,} photographs have an unknown class ({_some(unknown)}); expected one of {", ".join(keys)}')
-    if empty := [k for k in keys if k not in labels]:
+    if every and (empty := [k for k in keys if k not in labels]):
         raise DataError(f'{where}: {len(empty)} of {len(keys)} classes have no photograph ({", ".join(empty)}); expected at least one of each')
 
 # %% ../nbs/01b_photos.ipynb #cell-38
@@ -273,7 +279,7 @@ def photo_sizes(
     "How large photographs are, from their headers"
     def size(photo):
         data = _read(photo)
-        return *image_header(data)[1:3], len(data)
+        return *image_header(data, OWN_FILES)[1:3], len(data)
     return np.array(list(_threaded(size, photos, 'sizes', progress)), np.int64).reshape(-1, 3)
 
 def photo_hashes(
@@ -310,7 +316,7 @@ def _write_images(photos: list[Photo], settings: tuple, out: Path, progress: boo
     "Decode into the .npy file `out`; raises `DataError` naming all photographs that cannot be read"
     height, width, resize, crop_pct = settings
     def decode(photo):
-        try: return read_image(photo.read(), height, width, 3, resize, crop_pct)
+        try: return read_image(photo.read(), height, width, 3, resize, crop_pct, OWN_FILES)
         except (ImageError, DataError, *_unreadable) as e: return f'{photo.name}: {e}'
     bad = []
     with open(out, 'wb') as f:

@@ -20,6 +20,7 @@ import numpy as np
 from fastcore.script import Param
 
 from .core import FashionError, command, model_path, usable_cores
+from .formats import OWN_FILES
 from .image import ImageError, ImageLimits, check_picture, read_image, resize_image
 from .model_file import ModelError, ModelInfo, pack_model, read_model, unpack_model
 from .session import first_line, open_session
@@ -316,7 +317,7 @@ def fashion_predict(
     batch_size: int = 16, # images that go through the network together
 ):
     "Classify photographs; exit code 1 if any of them could not be read"
-    predictor = Predictor.load(model, provider, threads)
+    predictor = Predictor.load(model, provider, threads, OWN_FILES)
     if not 0 <= workers <= 1024: raise FashionError(f'workers is {workers}, but must be from 1 to 1024, or 0 for as many as keep all cores busy')
     start = time.perf_counter()
     total, failed = predict_files(inputs, predictor, top_k, out, lang, batch_size, workers)

@@ -40,7 +40,7 @@ def accuracy_guard(
     "Not worse by McNemar's exact test, and not by more than `max_loss`"
     test, lost = mcnemar(right, champion_right), float(champion_right.mean() - right.mean())
     worse = test['only_b'] > test['only_a'] and test['p'] < alpha
-    return dict(guard='accuracy', passed=not worse and lost <= max_loss, accuracy=float(right.mean()), champion_accuracy=float(champion_right.mean()),
+    return dict(guard='accuracy', passed=not worse and lost <= max_loss + 1e-9, accuracy=float(right.mean()), champion_accuracy=float(champion_right.mean()),
                 only_challenger=test['only_a'], only_champion=test['only_b'], p=test['p'], alpha=alpha, max_loss=max_loss)
 
 # %% ../nbs/07d_promote.ipynb #cell-9
@@ -49,15 +49,15 @@ def class_guard(
     champion: dict, # of the champion on the same images
     margin: float = 0.05, # of precision and recall
     few: float = 2, # images that are no loss, however few a class has
-) -> dict: # guard, passed, and the class that lost most
+) -> dict: # guard, passed, the class that lost most, how much and on how many images, and what is allowed
     "No class loses more than `margin` of its precision or recall, and more than a few images"
     lost = []
     for now, before in zip(scores['per_class'], champion['per_class']):
         for measure, n in (('precision', max(now['predicted'], before['predicted'])), ('recall', now['support'])):
             share = before[measure] - now[measure]
-            lost.append((share > margin + 1e-9 and share*n > few + 1e-9, share, now['label'], measure))
-    too_much, share, label, measure = max(lost)
-    return dict(guard='classes', passed=not too_much, largest_loss=share, label=label, measure=measure, margin=margin)
+            lost.append((share > margin + 1e-9 and share*n > few + 1e-9, share, now['label'], measure, share*n))
+    too_much, share, label, measure, images = max(lost)
+    return dict(guard='classes', passed=not too_much, largest_loss=share, label=label, measure=measure, images=images, margin=margin, few=few)
 
 # %% ../nbs/07d_promote.ipynb #cell-13
 def _speedup(challenger: Predictor, champion: Predictor, rounds: int) -> list[float]:
@@ -223,7 +223,7 @@ def _sha256(data: bytes) -> str: return hashlib.sha256(data).hexdigest()
 def _line(g: dict) -> str:
     "A guard as one line"
     says = dict(accuracy=lambda: f'{g["accuracy"]:.2%}, champion {g["champion_accuracy"]:.2%}; {g["only_challenger"]} images only the challenger has right, {g["only_champion"]} only the champion, p = {g["p"]:.2g}',
-        classes=lambda: f'{g["label"]} loses most: {100*g["largest_loss"]:.1f} points of {g["measure"]}, {100*g["margin"]:.0f} allowed',
+        classes=lambda: f'{g["label"]} loses most: {100*g["largest_loss"]:.1f} points of {g["measure"]}, which is {g["images"]:.0f} images; {100*g["margin"]:.0f} points or {g["few"]:g} images are allowed',
         latency=lambda: f'{g["times_as_long"]:.2f} times as long, {g["allowed"]:g} allowed', size=lambda: f'{g["bytes"]/1e6:.2f} MB, champion {g["champion_bytes"]/1e6:.2f} MB')
     return f'{"passed " if g["passed"] else "refused"} {g["guard"]}: {says[g["guard"]]()}'
 
@@ -239,11 +239,12 @@ def challenge(
     if before == data: raise PromoteError(f'{info.name} {info.version} is the champion already')
     found = compare(data, before, **options) if champion else dict(promoted=True, n=0, data_hash='', guards=[])
     version = registry.register(data, info)
-    said = dict(promotion='promoted' if found['promoted'] else 'refused', compared_with=champion.version if champion else '', compared=datetime.now(UTC).isoformat(timespec='seconds'))
+    said = dict(compared_with=champion.version if champion else '', compared=datetime.now(UTC).isoformat(timespec='seconds'))
     registry.tag(version, **said, **{g['guard']: _line(g) for g in found['guards']})
     if found['promoted']:
         if champion: registry.tag(version, champion_before=champion.version)
         registry.crown(version, champion)
+    registry.tag(version, promotion='promoted' if found['promoted'] else 'refused') # last: a crown may be refused, too
     return dict(model=info.name, challenger=info.version, challenger_sha256=_sha256(data), champion=champion.tags.get('model_version') if champion else None,
                 champion_sha256=champion.tags.get('sha256') if champion else None, registered=version.version) | found
 

@@ -6,7 +6,7 @@
 __all__ = ['find_duplicates', 'validate', 'report_table', 'plot_balance', 'keep_files', 'fashion_data']
 
 # %% ../nbs/02c_report.ipynb #cell-3
-import hashlib, json, shutil
+import hashlib, json, shutil, tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -125,7 +125,7 @@ def plot_balance(
 # %% ../nbs/02c_report.ipynb #cell-29
 def _files_of(ds: Dataset, source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     "Name and content of every file of a data set"
-    if is_table(source): yield from ((p.name, p.read_bytes) for p in ([source] if source.is_file() else sorted(p for p in source.rglob('*') if p.is_file())))
+    if is_table(source): yield from ((p.relative_to(top).as_posix(), p.read_bytes) for top in [source.parent if source.is_file() else source] for p in ([source] if source.is_file() else sorted(source.rglob('*'))) if p.is_file())
     elif ds.photos: yield from ((photo.name, photo.read) for part in ds.load(ds, source, False).values() for photo in part)
     else: yield from ((name, lambda data=data: data) for name, data in read_files(source, list(ds.files)).items())
 
@@ -138,15 +138,17 @@ def keep_files(
     ds, folder = DATASETS[data.dataset], Path(folder)
     source = fetch_dataset(ds.name, data.archive) if data.verify else locate(ds, data.archive)
     if folder.exists() and source.resolve() == folder.resolve(): return folder
-    shutil.rmtree(part := folder.with_name(f'{folder.name}.part'), ignore_errors=True) # of an earlier try
-    for name, read in _files_of(ds, source):
-        (part/name).parent.mkdir(parents=True, exist_ok=True)
-        (part/name).write_bytes(read())
-    if folder.exists() and (other := {p.name for p in folder.iterdir()} - {p.name for p in part.iterdir()}):
-        shutil.rmtree(part)
+    if Path.cwd().is_relative_to(folder.resolve()): raise DataError(f'{folder} is where you are, or around it: name a folder that is new')
+    files = dict(_files_of(ds, source))
+    if folder.exists() and (other := {p.relative_to(folder).as_posix() for p in folder.rglob('*') if not p.is_dir()} - {*files}):
         raise DataError(f'{folder} holds {sorted(other)[0]}, which is no file of {ds.name}: name a folder that is new')
-    shutil.rmtree(folder, ignore_errors=True)
-    return part.replace(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as beside: # on the same disk
+        for name, read in files.items():
+            (part := Path(beside)/'new'/name).parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(read())
+        if folder.exists(): folder.replace(Path(beside)/'old')
+        return (Path(beside)/'new').replace(folder)
 
 # %% ../nbs/02c_report.ipynb #cell-33
 def _save_report(report: dict, splits: dict[str, Split], data: DataConfig, out: Path):

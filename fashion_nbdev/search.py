@@ -8,7 +8,7 @@ __all__ = ['Search', 'load_search', 'suggest', 'Report', 'run_trial', 'run_trial
 # %% ../nbs/05f_search.ipynb #cell-3
 from .baseline import Stopped, TrainingError, fit
 from .config import load_config
-from .core import ConfigError, command
+from .core import ConfigError, check_target, command
 from .improvements import load_splits, make_recipe
 from .results import conditions, write_results
 from .sweep import read_plan, side_by_side
@@ -16,8 +16,8 @@ from .tracker import run_params
 from .tracking import Record
 
 # %% ../nbs/05f_search.ipynb #cell-4
-import warnings
-from dataclasses import dataclass
+import json, warnings
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,14 @@ def run_trials(
     if sum(t.state in _DONE for t in study.trials) < plan.trials:
         study.optimize(lambda trial: run_trial(trial, plan, runs, folder.name, parent), callbacks=[MaxTrialsCallback(plan.trials, _DONE)])
 
+def _own_study(folder: Path, plan: Search) -> optuna.Study: # raises `ConfigError`
+    "What was tried so far, if it was tried in the same way"
+    study, asked = _study(folder), {k: v for k, v in asdict(plan).items() if k != 'trials'}
+    asked = json.loads(json.dumps(asked))
+    if study.user_attrs.get('plan', asked) != asked: raise ConfigError(f'{folder} was searched with another config, set or space: remove it, or give the file another name')
+    study.set_user_attr('plan', asked)
+    return study
+
 def _again(study: optuna.Study):
     "Trials that a kill left unfinished are tried again"
     for t in study.get_trials(states=[TrialState.RUNNING]):
@@ -148,11 +156,12 @@ def fashion_search(
 ) -> dict: # best settings, importance of each setting, and all trials
     "Search for the best settings; run it again to go on after an interruption"
     plan, name = load_search(search), Path(search).stem
+    out = check_target(out or f'results/{name}.json', '.csv', '.json')
     (folder := (Path(runs)/name).resolve()).mkdir(parents=True, exist_ok=True)
     try: lock = FileLock(folder/'lock', timeout=0).acquire()
     except Timeout: raise ConfigError(f'{folder.name} is being searched already: wait, or give --workers there') from None
     with lock, side_by_side(workers) as start:
-        _again(study := _study(folder))
+        _again(study := _own_study(folder, plan))
         cfg, record = load_config(plan.config, plan.set), Record(folder/name) # one run that stands for the search, and goes on with it
         record.start(name, run_params(cfg), dict(config=cfg.name))
         record.close('FINISHED')
@@ -161,7 +170,7 @@ def fashion_search(
     complete = study.get_trials(states=[TrialState.COMPLETE])
     found = dict(best=[f'{k}={v}' for k, v in study.best_params.items()] if complete else [], valid_accuracy=study.best_value if complete else None,
         importance=optuna.importance.get_param_importances(study) if len(complete) > 3 else {}, trials=rows)
-    write_results(out or f'results/{name}.json', found, **conditions(f'fashion_search --search {search}', n_runs=len(rows)))
+    write_results(out, found, **conditions(f'fashion_search --search {search}', n_runs=len(rows)))
     print(f'{len(rows)} trials, best {found["valid_accuracy"]:.2%}: {" ".join(found["best"])}' if complete else f'{len(rows)} trials, none finished')
     return found
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .core import lookup
 from .evaluate import EvaluateError, check_arrays, label_ranks, wilson_interval
+from .formats import OWN_FILES
 from .image import ImageError, decode_image
 
 # %% ../nbs/03c_shifts.ipynb #cell-8
@@ -164,7 +165,7 @@ def shifted(
 ) -> np.ndarray: # uint8 [h2, w2, 3]; raises `ConfigError`, `ImageError`
     "A photograph as it might have been"
     func = lookup(dict(none=np.copy) | REPORTED, name, 'shift')
-    img = photo if isinstance(photo, np.ndarray) else decode_image(photo)
+    img = photo if isinstance(photo, np.ndarray) else decode_image(photo, limits=OWN_FILES)
     if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3 or not img.size:
         raise ImageError('bad_array', f'got {img.dtype} {list(img.shape)}, but must be uint8 [h, w, 3] with at least one pixel')
     return func(img)

@@ -8,6 +8,7 @@ __all__ = ['Split', 'stratified', 'take', 'split_valid', 'split_products', 'prod
 # %% ../nbs/01c_splits.ipynb #cell-3
 import hashlib, json
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ class Split(NamedTuple):
 def stratified(
     labels: np.ndarray, # int [m]
     n: int, # how many to choose, 0 to m
-    seed: int = 42, # another seed chooses others
+    seed: int | None = 42, # another seed chooses others, None the first of each class
 ) -> np.ndarray: # int64 [n], indices in ascending order; raises `DataError`
     "Choose `n` items with the class shares of all (largest remainders)"
     if not 0 <= n <= len(labels): raise DataError(f'cannot choose {n:,} of {len(labels):,} images; expected a number from 0 to {len(labels):,}')
@@ -33,8 +34,8 @@ def stratified(
     share = counts*n/max(len(labels), 1)
     k = share.astype(int)
     k[np.argsort(k - share, kind='stable')[:n - k.sum()]] += 1
-    rng = np.random.RandomState(seed)
-    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:k[c]] for c in range(len(counts))] or [[]])).astype(np.int64)
+    mix = np.asarray if seed is None else np.random.RandomState(seed).permutation
+    return np.sort(np.concatenate([mix(np.flatnonzero(labels == c))[:k[c]] for c in range(len(counts))] or [[]])).astype(np.int64)
 
 # %% ../nbs/01c_splits.ipynb #cell-12
 def take(
@@ -59,17 +60,21 @@ def split_valid(
     return Split(train.images[~mask], train.labels[~mask]), Split(train.images[mask], train.labels[mask])
 
 # %% ../nbs/01c_splits.ipynb #cell-17
+def _by_lot(names: Iterable[str], seed: int) -> list[str]:
+    "In an order that looks like chance, and in which more names leave the others as they are"
+    return sorted(names, key=lambda name: hashlib.sha256(f'{seed}:{name}'.encode()).digest())
+
 def split_products(
     photos: list[Photo], # each with its product
     sizes: dict[str, int], # split -> photographs wanted in it, about
     seed: int = 42, # another seed chooses other products
 ) -> dict[str, list[Photo]]: # those splits and 'train' with the rest, all in the order given
     "Split photographs so that all of one product are on the same side, with about the class shares of all"
-    shown, classes, rng, place = {}, {}, np.random.RandomState(seed), {}
+    shown, classes, place = {}, {}, {}
     for p in photos: shown.setdefault(p.product, []).append(p.label)
     for product, labels in sorted(shown.items()): classes.setdefault(Counter(sorted(labels)).most_common(1)[0][0], []).append(product)
     for _, products in sorted(classes.items()):
-        products, total = rng.permutation(products), sum(len(shown[p]) for p in products)
+        products, total = _by_lot(products, seed), sum(len(shown[p]) for p in products)
         for i, (split, n) in enumerate(sizes.items()):
             held = np.cumsum([0, *(len(shown[p]) for p in products)])
             k = int(np.clip(np.abs(held - n*total/len(photos)).argmin(), 1, max(0, len(products) - len(sizes) + i))) # leave one for each split to come
@@ -94,12 +99,13 @@ def set_aside(
     "Split photographs, stratified by class"
     if (n := sum(sizes.values())) >= len(photos): raise DataError(f'cannot set {n:,} of {len(photos):,} images aside: lower data.valid_size (--valid_size) or data.test_size')
     if by_product: return split_products(photos, sizes, seed)
-    keys, left, splits = sorted({p.label for p in photos}), np.arange(len(photos)), {}
-    labels = np.array([keys.index(p.label) for p in photos])
+    keys, place = sorted({p.label for p in photos}), {}
+    left = _by_lot((p.name for p in photos), seed)
+    label = {p.name: keys.index(p.label) for p in photos}
     for split, n in sizes.items():
-        chosen = left[stratified(labels[left], n, seed)]
-        splits[split], left = [photos[i] for i in chosen], np.setdiff1d(left, chosen)
-    return dict(train=[photos[i] for i in left], **splits)
+        place |= dict.fromkeys((left[i] for i in stratified(np.array([label[name] for name in left]), n, None)), split)
+        left = [name for name in left if name not in place]
+    return {k: [p for p in photos if place.get(p.name, 'train') == k] for k in ('train', *sizes)}
 
 # %% ../nbs/01c_splits.ipynb #cell-24
 def data_hash(

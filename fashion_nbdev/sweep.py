@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .baseline import fit
 from .config import Config, DataConfig, load_config
-from .core import ConfigError, command, labels_of
+from .core import ConfigError, check_target, command, labels_of
 from .data import DATASETS, input_rule, photo_splits
 from .finetune import probabilities
 from .image import resize_image
@@ -75,8 +75,10 @@ def load_sweep(
     if not (isinstance(rows, dict) and rows and all(isinstance(r, str) or _settings(r) for r in rows.values())):
         raise ConfigError(f'{path.name}: rows is {rows!r}, but must map each name to a list of settings or to an experiment of its own')
     rows = {str(name): (row, ()) if isinstance(row, str) else (config, tuple(row)) for name, row in rows.items()}
-    for own, changes in rows.values(): load_config(own, (*common, *changes))
-    return Sweep(tuple(common), tuple(seeds), rows)
+    sweep = Sweep(tuple(common), tuple(seeds), rows)
+    folders = [sweep.run(name, seed)[0] for name in rows for seed in seeds]
+    if len(set(folders)) < len(folders): raise ConfigError(f'{path.name}: two runs would share a folder: name each seed once, and the rows by other words')
+    return sweep
 
 # %% ../nbs/05c_sweep.ipynb #cell-13
 @lru_cache(maxsize=2)
@@ -182,12 +184,14 @@ def fashion_sweep(
 ) -> list[dict]: # the rows
     "Train every row of a sweep with every seed; run it again to go on after an interruption"
     plan, rows, first = load_sweep(sweep), [], None
+    out = check_target(out or f'results/{Path(sweep).stem}.csv', '.csv', '.json')
     with side_by_side(workers) as start:
         todo = {name: [start(run_row, plan, name, seed, runs) for seed in plan.seeds] for name in plan.rows}
         for name, row in plan.rows.items():
             metrics = [finished() for finished in todo[name]]
             rows.append(row_result(name, *row, metrics, first := first or metrics))
-            write_results(out or f'results/{Path(sweep).stem}.csv', rows, **conditions(f'fashion_sweep --sweep {sweep} --workers {workers}', n_runs=len(plan.seeds)))
+            done = len(rows) == len(plan.rows) # before that, what an earlier sweep found of the others stays
+            write_results(out, rows, () if done else 'row', **conditions(f'fashion_sweep --sweep {sweep} --workers {workers}', n_runs=len(plan.seeds)))
             print('{row}: validation accuracy {valid_accuracy:.2%} ({valid_accuracy_gain:+.2%}), loss {valid_loss:.3f}'.format(**rows[-1]), flush=True)
     return rows
 

@@ -59,7 +59,7 @@ def test_the_generated_set_is_like_the_real_one(rows, sources):
 
 @pytest.mark.parametrize('form', ['saved', 'dict', 'parquet', 'parts', 'lists'])
 def test_every_form_gives_the_same_photographs(form, rows, sources):
-    photos = read_table(sources[form], progress=False)
+    photos = read_table(sources[form], progress=False)['all']
     assert [(p.label, p.product) for p in photos] == [(r['cloth_type'], r['pid']) for r in rows]
     assert [p.read() for p in photos] == [r['images']['bytes'] for r in rows]
     assert len({p.name for p in photos}) == len(rows)
@@ -70,7 +70,7 @@ def test_photographs_stay_on_disk(form, rows, sources):
     import pyarrow as pa
     read_table(sources[form], progress=False) # Parquet becomes an Arrow file here
     before = pa.total_allocated_bytes()
-    photos = read_table(sources[form], progress=False)
+    photos = read_table(sources[form], progress=False)['all']
     assert pa.total_allocated_bytes() - before < sum(len(r['images']['bytes']) for r in rows)/10
     assert photos[-1].read() == rows[-1]['images']['bytes']
 

@@ -257,6 +257,7 @@ def test_resizing_has_the_right_shape(h, w, height, width, rule, channels, crop_
     img = np.asarray(picture(h, w, h, 'L' if channels == 1 else 'RGB')).reshape(h, w, channels)
     out = resize_image(img, height, width, rule, crop_pct)
     assert out.shape == (height, width, channels) and out.dtype == np.uint8 and out.flags.writeable
+    if rule == 'crop' and (h, w) == (height, width): return # an array is taken for prepared, a file is not
     assert np.array_equal(read_image(encode(Image.fromarray(img.squeeze(2) if channels == 1 else img), 'PNG'), height, width, channels, rule, crop_pct), out)
 
 @settings(few)

@@ -28,7 +28,7 @@ from fashion_nbdev.results import read_results
 from fashion_nbdev.tracking import EXPERIMENT, Record, fashion_track
 
 NAME, PASSWORD = 'admin', 'correct-horse-battery'
-SETTINGS = ('train.epochs=6', 'train.batch_size=32', 'train.lr=0.1', 'data.samples=true', 'model.arch=simple_cnn', 'augment.cutout=9')
+SETTINGS = ('train.epochs=6', 'train.batch_size=32', 'train.lr=0.1', 'data.samples=true', 'model.arch=simple_cnn', 'augment.cutout=9', 'train.compile=false')
 
 
 def free_port() -> int:

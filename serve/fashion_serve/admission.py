@@ -83,12 +83,12 @@ class WorkQueue:
         promised = sum(batch.promised for batch in self.batches) if lane == Lane.BATCH else 0
         return (sum(self.seconds[:lane + 1]) + promised) / self.threads
 
-    def admit(self, cost: float, lane: Lane, allowed: float):
-        "Raises the `Problem` if what waits would not leave a job of this cost enough of its `allowed` seconds"
+    def refusal(self, cost: float, lane: Lane, allowed: float) -> Problem | None:
+        "What to say if all that waits would not leave a job of this cost enough of its `allowed` seconds"
         wait = self.wait(lane)
-        if wait == 0 or wait + cost <= allowed: return
+        if wait == 0 or wait + cost <= allowed: return None
         retry = math.ceil(max(1.0, WARY * (wait + cost - allowed)))
-        raise Problem('overloaded', f'{wait * 1000:.0f} ms of work are waiting: please try again in {retry} s', {'Retry-After': str(retry)})
+        return Problem('overloaded', f'{wait * 1000:.0f} ms of work are waiting: please try again in {retry} s', {'Retry-After': str(retry)})
 
     def put(self, job: Job):
         with self.changed:

@@ -12,7 +12,7 @@ from fashion_nbdev.core import FashionError
 from fashion_nbdev.image import ImageError, image_header
 from fashion_serve.admission import Batch, Gone, Job, Lane, WorkQueue, fail, never
 from fashion_serve.errors import Problem, log
-from fashion_serve.metrics import READY, SHADOWS, SHED, WAIT, WAITING
+from fashion_serve.metrics import READY, SHADOWS, SHED, WAIT, WAITING, series
 from fashion_serve.registry import Registry, Trial
 from fashion_serve.settings import Settings
 from fashion_serve.upload import Budget
@@ -65,9 +65,13 @@ class Engine:
         self.check_ready()
         if self.draining: raise Problem('not_ready', 'the service is stopping')
 
+    def refusal(self, lane: Lane = Lane.INTERACTIVE) -> Problem | None:
+        "What to say if a picture as they usually are would be too late if it came now: before its body is read"
+        return self._refusal(self.usual, lane, self.settings.batch_deadline if lane == Lane.BATCH else self.settings.deadline)
+
     def check_room(self, lane: Lane = Lane.INTERACTIVE):
-        "Raises the `Problem` if a picture as they usually are would be too late if it came now: before its body is read"
-        self._admit(self.usual, lane, self.settings.batch_deadline if lane == Lane.BATCH else self.settings.deadline)
+        "Raises the `refusal`, if there is one"
+        if problem := self.refusal(lane): raise problem
 
     def submit(self, kind: Classify | Infer, data: bytes | np.ndarray, pixels: int, gone: Gone = never) -> asyncio.Future:
         "Take on one job, in people's lane: its `Answer` to come; raises `Problem` if that would be too late"
@@ -125,11 +129,12 @@ class Engine:
         except ImageError as e: return e
         return header.width * header.height
 
+    def _refusal(self, cost: float, lane: Lane, allowed: float) -> Problem | None:
+        if problem := self.queue.refusal(cost, lane, allowed): series(SHED, 'queue').inc()
+        return problem
+
     def _admit(self, cost: float, lane: Lane, allowed: float):
-        try: self.queue.admit(cost, lane, allowed)
-        except Problem:
-            SHED.labels('queue').inc()
-            raise
+        if problem := self._refusal(cost, lane, allowed): raise problem
 
     def _put(self, job: Job) -> asyncio.Future:
         self.queue.put(job)

@@ -34,20 +34,20 @@ SHADOWS = Counter('shadow_answers', 'Answers of a candidate in the shadow', ('mo
 
 
 @lru_cache(4096)
-def _of(metric: Counter | Histogram, *labels) -> Counter | Histogram:
+def series(metric: Counter | Histogram, *labels) -> Counter | Histogram:
     "The series with these labels; finding it takes longer than counting"
     return metric.labels(*labels)
 
 
 def observe(record: Record):
     "Count one request that has ended"
-    _of(REQUESTS, record.route, record.method, record.status).inc()
-    if record.status not in REFUSED: _of(REQUEST_SECONDS, record.route).observe(record.seconds - record.stages.get('read', 0.0)) # a slow line is not ours
-    for stage, seconds in record.stages.items(): _of(STAGE_SECONDS, stage).observe(seconds)
-    if record.code: _of(PROBLEMS, record.code).inc()
+    series(REQUESTS, record.route, record.method, record.status).inc()
+    if record.status not in REFUSED: series(REQUEST_SECONDS, record.route).observe(record.seconds - record.stages.get('read', 0.0)) # a slow line is not ours
+    for stage, seconds in record.stages.items(): series(STAGE_SECONDS, stage).observe(seconds)
+    if record.code: series(PROBLEMS, record.code).inc()
     for p in record.pictures:
-        _of(PREDICTIONS, p.model, p.version, p.label).inc()
-        _of(CONFIDENCE, p.model).observe(p.probability)
+        series(PREDICTIONS, p.model, p.version, p.label).inc()
+        series(CONFIDENCE, p.model).observe(p.probability)
         if p.size: PICTURE_BYTES.observe(p.size)
 
 

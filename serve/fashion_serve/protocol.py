@@ -1,14 +1,14 @@
 "HTTP connections that nobody holds for nothing: headers are bounded, everything has a time limit, refusals are problems"
 import asyncio
-import json
 import select
 from http import HTTPStatus
 from types import SimpleNamespace
 
 import httptools
+import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fashion_serve.errors import MEDIA_TYPE, PROBLEMS, Problem, problem_body
+from fashion_serve.errors import MEDIA_TYPE, PROBLEMS, problem_body
 from fashion_serve.middleware import request_id_of
 from fashion_serve.record import Record
 
@@ -148,9 +148,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _turned_away(self) -> bool:
         "Where more is waiting than can be done in time, a picture is refused here, before it costs anything; its body is passed over"
         if self.url.partition(b'?')[0] != PICTURES or self.parser.get_method() != b'POST' or self._answering(): return False
-        try: self.config.engine.check_room()
-        except Problem as e: problem = e
-        else: return False
+        if not (problem := self.config.engine.refusal()): return False
         record = Record(request_id_of(dict(self.headers)), 'POST', PICTURES.decode(), PROBLEMS[problem.code].status, code=problem.code)
         self.cycle = _ANSWERED
         self.transport.write(_answer(problem.code, problem.detail, record.request_id, {**problem.headers, 'cache-control': 'no-store'}))
@@ -209,7 +207,7 @@ class BoundedProtocol(HttpToolsProtocol):
 def _answer(code: str, detail: str, request_id: str, headers: dict[str, str]) -> bytes:
     "A whole HTTP answer that carries a problem"
     problem = problem_body(code, detail, request_id)
-    status, body = HTTPStatus(problem['status']), json.dumps(problem).encode()
+    status, body = HTTPStatus(problem['status']), msgspec.json.encode(problem)
     head = {'content-type': MEDIA_TYPE, 'content-length': len(body), 'x-request-id': request_id, 'x-content-type-options': 'nosniff', **headers}
     lines = [f'HTTP/1.1 {status.value} {status.phrase}', *(f'{k}: {v}' for k, v in head.items()), '', '']
     return '\r\n'.join(lines).encode() + body

@@ -27,18 +27,17 @@ def job():
 
 
 def test_an_empty_queue_takes_everything(job):
-    WorkQueue(1).admit(100.0, Lane.INTERACTIVE, .2) # a large picture, and nobody is in its way
+    assert WorkQueue(1).refusal(100.0, Lane.INTERACTIVE, .2) is None # a large picture, and nobody is in its way
 
 
 def test_what_would_come_too_late_is_refused_with_a_time_to_come_back(job):
     queue = WorkQueue(2)
     for _ in range(30): queue.put(job(.02))
     assert queue.wait(Lane.INTERACTIVE) == pytest.approx(.3)
-    queue.admit(.01, Lane.INTERACTIVE, .35)
-    with pytest.raises(Problem) as e: queue.admit(.01, Lane.INTERACTIVE, .3)
-    assert e.value.code == 'overloaded' and e.value.headers == {'Retry-After': '1'} and '300 ms' in e.value.detail
-    with pytest.raises(Problem) as e: queue.admit(10, Lane.INTERACTIVE, .3)
-    assert int(e.value.headers['Retry-After']) > 10
+    assert queue.refusal(.01, Lane.INTERACTIVE, .35) is None
+    refusal = queue.refusal(.01, Lane.INTERACTIVE, .3)
+    assert refusal.code == 'overloaded' and refusal.headers == {'Retry-After': '1'} and '300 ms' in refusal.detail
+    assert int(queue.refusal(10, Lane.INTERACTIVE, .3).headers['Retry-After']) > 10
 
 
 def test_people_before_batches(job):
