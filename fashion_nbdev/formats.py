@@ -157,13 +157,16 @@ def _parse_gif(data: bytes) -> ImageParts:
     width, height, flags = struct.unpack_from('<6xHHB', data)
     pos = head = 13 + (2 << (flags & 7))*3*(flags >> 7) # after the palette, if there is one
     control = b''
-    for _ in range(_MAX_BLOCKS): # until the first frame
+    steps = iter(range(_MAX_BLOCKS))
+    for _ in steps: # until the first frame
         if data[pos] == 0x2C: break
         start, pos = pos, pos + 1
         if data[start] == 0x3B: raise ValueError('no frame in it')
         if data[start] != 0x21: continue # stray bytes are skipped, as browsers do
         pos += 1
-        while size := data[pos]: pos += size + 1
+        for _ in steps:
+            if not (size := data[pos]): break
+            pos += size + 1
         pos += 1
         if data[start + 1] == 0xF9: control = data[start:pos]
     else: raise ValueError('too many blocks')

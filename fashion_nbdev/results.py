@@ -60,11 +60,11 @@ def _no_folders(command: str) -> str:
         path = Path(m[2]).expanduser()
         inside = root and (path.is_absolute() or path.parts[0] == '..') and path.resolve().is_relative_to(root)
         return (m[1] or '') + (str(path.resolve().relative_to(root)) if inside else re.split(r'[\\/]', m[2].rstrip('\\/'))[-1])
-    return shlex.join(re.sub(r'^([\w-]*=)?((?:/|~|\.\.|[A-Za-z]:[\\/]).*)$', cut, word) for word in _words(command))
+    try: words, join = shlex.split(command), shlex.join
+    except ValueError: words, join = command.split(), ' '.join # an unclosed quote
+    return join(re.sub(r'^([\w-]*=)?((?:/|~|\.\.|[A-Za-z]:[\\/]).*)$', cut, word) for word in words)
 
-def _words(command: str) -> list[str]:
-    try: return shlex.split(command)
-    except ValueError: return command.split() # an unclosed quote
+
 
 # %% ../nbs/02a_results.ipynb #cell-12
 def conditions(

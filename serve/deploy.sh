@@ -23,7 +23,7 @@ previous=$(readlink "$root/current" || true)
 
 compose() { # compose RELEASE ARGUMENT...
     local folder=$1; shift
-    docker compose --file "$folder/compose.yaml" "$@" 9>&-
+    env -u FASHION_IMAGE docker compose --file "$folder/compose.yaml" "$@" 9>&-
 }
 serve() { # serve RELEASE: start it, and ask it what it is there for
     compose "$1" up --detach --no-build --wait --wait-timeout 180 --remove-orphans && compose "$1" exec -T fashion_serve python - < "$1/smoke.py"
@@ -31,11 +31,11 @@ serve() { # serve RELEASE: start it, and ask it what it is there for
 
 mkdir "$release"
 cp -r "${files[@]}" "$release"
-(umask 077; { [ ! -f "$root/.env" ] || cat "$root/.env"; echo "FASHION_IMAGE=$image"; } > "$release/.env")
+(umask 077; { [ ! -f "$root/.env" ] || cat "$root/.env"; printf '\nFASHION_IMAGE=%s\n' "$image"; } > "$release/.env")
 if serve "$release"; then
     ln -sfn "$release" "$root/current.new"
     mv -T "$root/current.new" "$root/current"
-    find "$root" -mindepth 1 -maxdepth 1 -type d | sort | head -n -5 | xargs -r -d '\n' rm -rf # the last five are kept
+    find "$root" -mindepth 1 -maxdepth 1 -type d -name '20*T*Z' | sort | head -n -5 | xargs -r -d '\n' rm -rf # the last five are kept
     echo "deploy.sh: $image is in service"
     exit
 fi

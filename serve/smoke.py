@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 
 BUSY = {429, 503} # not yet, or not now: asked again
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({})) # a proxy's answer says nothing of the service
 HEADERS = {'Authorization': f'Bearer {key}'} if (key := os.environ.get('FASHION_SMOKE_KEY')) else {} # where the service asks for keys
 
 
@@ -14,7 +15,7 @@ def ask(url: str, until: float, data: bytes | None = None) -> bytes:
     "The answer, asked again and again until then as long as the service is not there or busy"
     while True:
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, data, HEADERS), timeout=10) as answer: return answer.read()
+            with DIRECT.open(urllib.request.Request(url, data, HEADERS), timeout=10) as answer: return answer.read()
         except urllib.error.HTTPError as e: said, again = f'status {e.code}: {e.read(300).decode("utf-8", "replace")}', e.code in BUSY
         except OSError as e: said, again = str(getattr(e, 'reason', e)), True
         if not again or time.monotonic() > until: raise SystemExit(f'smoke.py: {url} answers with {said}')

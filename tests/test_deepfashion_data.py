@@ -119,7 +119,7 @@ def picture(data: bytes) -> dict: return dict(bytes=data, path='x.jpg')
 
 def wide() -> dict:
     out = BytesIO()
-    Image.new('1', (12_001, 1)).save(out, 'PNG')
+    Image.new('1', (30_001, 1)).save(out, 'PNG')
     return picture(out.getvalue())
 
 

@@ -226,7 +226,7 @@ def hostile():
         'a thousand scans': (progressive(1000), 'too_many_scans'),
         'text bomb': (png[:33] + chunk(b'zTXt', b'a\0\0' + zipped)*80 + png[33:], None),
         'profile bomb': (png[:33] + chunk(b'iCCP', b'a\0\0' + zipped) + png[33:], None),
-        'comments of one byte': (gif[:after_palette] + b'!\xfe' + b'\1x'*1_000_000 + b'\0' + gif[after_palette:], None),
+        'comments of one byte': (gif[:after_palette] + b'!\xfe' + b'\1x'*1_000_000 + b'\0' + gif[after_palette:], 'corrupt'),
         'a million chunks': (png[:33] + chunk(b'teXt', b'')*500_000 + png[33:], 'corrupt'),
         'a million segments': (jpeg[:2] + b'\xff\xfe\0\2'*1_000_000 + jpeg[2:], 'corrupt'),
         'gif with a huge canvas': (gif[:6] + b'\xff\xff\xff\xff' + gif[10:], 'too_many_pixels'),

@@ -73,6 +73,7 @@ class WorkQueue:
         self.threads = threads
         self.lanes = [deque() for _ in Lane]
         self.seconds = [0.0 for _ in Lane] # of work that waits, or has been taken and is not done
+        self.open = [0 for _ in Lane] # jobs likewise
         self.batches = set() # taken on, and not all of their work waits here yet
         self.working = 0 # jobs taken and not done
         self.changed = Condition()
@@ -95,6 +96,7 @@ class WorkQueue:
             if self.closed: raise Problem('not_ready', 'the service is stopping: please send it again', {'Retry-After': '1'})
             self.lanes[job.lane].append(job)
             self.seconds[job.lane] += job.cost
+            self.open[job.lane] += 1
             self.changed.notify()
 
     def take(self) -> list[Job]:
@@ -111,9 +113,17 @@ class WorkQueue:
     def done(self, jobs: list[Job]):
         "Their work no longer counts"
         with self.changed:
-            for job in jobs: self.seconds[job.lane] -= job.cost
+            for job in jobs:
+                self.open[job.lane] -= 1
+                self.seconds[job.lane] = self.seconds[job.lane] - job.cost if self.open[job.lane] else 0.0 # sums of many floats drift
             self.working -= len(jobs)
-            if self.idle(): self.seconds = [0.0 for _ in Lane] # sums of many floats drift
+
+    def put_back(self, jobs: list[Job]):
+        "They cannot be worked on yet: behind all others of their lane"
+        with self.changed:
+            self.lanes[jobs[0].lane].extend(jobs)
+            self.working -= len(jobs)
+            self.changed.notify()
 
     def waiting(self) -> int:
         "Jobs that nobody works on yet"

@@ -9,8 +9,6 @@ from filelock import FileLock
 
 from fashion_nbdev.core import write_beside
 
-PATIENCE = 2 # seconds; a thread that waited longer would soon look stuck
-
 
 class Note(msgspec.Struct):
     "What a worker says of itself"
@@ -92,8 +90,8 @@ class Board:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        "One thread of all workers at a time, for what takes much memory; raises `Timeout`"
-        with FileLock(self.folder / 'alone', timeout=PATIENCE, poll_interval=.01): yield
+        "One thread of all workers at a time, for what takes much memory; raises `Timeout` if another one is at it"
+        with FileLock(self.folder / 'alone', timeout=0): yield
 
     # ---- the models
     def file(self, version: str) -> Path: return self.folder / f'{version}.onnx'

@@ -18,6 +18,8 @@ from fashion_serve.settings import Settings
 from fashion_serve.upload import Budget
 from fashion_serve.work import Answer, Classify, Infer, work
 
+LATER = .002 # seconds after which a thread looks again whether a large picture may be decoded
+
 
 class Engine:
     "Loads the models, says when they are ready, and runs pictures through them in a bounded number of threads"
@@ -153,10 +155,13 @@ class Engine:
         "What each thread does: take jobs, do them together, hand what came of them to the event loop"
         while jobs := self.queue.take():
             try:
-                with self.registry.board.alone() if jobs[0].is_large else nullcontext():
+                with self.registry.board.alone() if jobs[0].is_large and jobs[0].is_wanted(time.perf_counter()) else nullcontext():
                     self.begun[i] = time.monotonic()
                     found = work(jobs)
-            except Timeout: found = [(job, Problem('overloaded', 'too many very large pictures at once: please try again in 2 s', {'Retry-After': '2'})) for job in jobs]
+            except Timeout: # another thread has a large one: those that are not go first
+                self.queue.put_back(jobs)
+                time.sleep(LATER)
+                continue
             except Exception as e: found = [(job, e) for job in jobs] # nobody foresaw it; the request ends as our mistake
             self.begun[i] = None
             self.queue.done(jobs)

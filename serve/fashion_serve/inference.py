@@ -190,7 +190,7 @@ async def model_ready(engine: EngineDep, name: Name, version: Version = None) ->
 
 
 @v2.post('/models/{name}/infer', summary='Logits of images of the size of the model', openapi_extra=TENSOR_BODY, responses=problems(
-    'not_ready', 'unknown_model', 'bad_tensor', 'too_large', 'incomplete_body', 'bad_length', 'overloaded', 'no_key', 'rate_limited'), dependencies=[Depends(known)])
+    'not_ready', 'unknown_model', 'bad_tensor', 'too_large', 'incomplete_body', 'bad_length', 'unsupported_format', 'overloaded', 'no_key', 'rate_limited'), dependencies=[Depends(known)])
 @v2.post('/models/{name}/versions/{version}/infer', include_in_schema=False, dependencies=[Depends(known)])
 async def infer(request: Request, engine: EngineDep, name: Name, version: Version = None) -> Response:
     "Logits, probabilities or the classes ranked first, for tensors in JSON or binary."

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import Request
-from limits import RateLimitItem, parse
+from limits import RateLimitItem, parse_many
 
 from fashion_nbdev.core import ConfigError
 from fashion_serve.errors import Problem
@@ -37,16 +37,18 @@ def read_keys(path: Path | None) -> tuple[Key, ...]:
 
 
 def _key(where: str, line: str) -> Key:
-    name, digest, *rate = line.split()[:3] + [''] * (2 - len(line.split()))
+    name, digest, rate, *more = line.split() + [''] * (3 - len(line.split()))
     if len(digest) != 64 or not set(digest) <= set('0123456789abcdef'): raise ConfigError(f'{where}: a name and the SHA-256 of a key in 64 hex digits must stand there')
-    try: return Key(name, digest, parse(rate[0]) if rate and rate[0] else None)
-    except ValueError: raise ConfigError(f'{where}: the rate is {rate[0]!r}, but must be like 100/second or 10000/day') from None
+    try: [limit] = parse_many(rate) if rate else [None]
+    except ValueError: limit = False
+    if more or limit is False or limit and limit.amount < 1: raise ConfigError(f'{where}: the rate is {" ".join([rate, *more])!r}, but must be one like 100/second or 10000/day')
+    return Key(name, digest, limit)
 
 
 def bearer(request: Request) -> str:
     "The key in the Authorization header; empty if something else stands there, for a proxy perhaps"
     scheme, _, given = request.headers.get('authorization', '').partition(' ')
-    return given.strip() if scheme.lower() == 'bearer' else ''
+    return given.strip(' \t') if scheme.lower() == 'bearer' else ''
 
 
 def key_digest(given: str) -> str:

@@ -19,7 +19,7 @@ _own = dict(registry=_registry, namespace='fashion')
 REQUESTS = Counter('requests', 'Requests answered', ('route', 'method', 'status'), **_own)
 REQUEST_SECONDS = Histogram('request_seconds', 'From when a request had come to the last byte of its answer; of those that were not refused', ('route',), buckets=SECONDS, **_own)
 STAGE_SECONDS = Histogram('stage_seconds', 'Time of one stage of an answer', ('stage',), buckets=SECONDS, **_own)
-PROBLEMS = Counter('problems', 'Requests that ended in a problem', ('code',), **_own)
+PROBLEMS = Counter('problems', 'Requests, and pictures of a batch, that ended in a problem', ('code',), **_own)
 SHED = Counter('shed', 'Requests turned away: because of load, or sooner than their key may ask', ('reason',), **_own)
 PREDICTIONS = Counter('predictions', 'Pictures answered', ('model', 'version', 'label'), **_own)
 CONFIDENCE = Histogram('confidence', 'Probability of the most likely label', ('model',), buckets=CHANCES, **_own)
@@ -39,12 +39,17 @@ def series(metric: Counter | Histogram, *labels) -> Counter | Histogram:
     return metric.labels(*labels)
 
 
+def count_problem(code: str):
+    "Of a request, or of one picture of a batch"
+    series(PROBLEMS, code).inc()
+
+
 def observe(record: Record):
     "Count one request that has ended"
     series(REQUESTS, record.route, record.method, record.status).inc()
     if record.status not in REFUSED: series(REQUEST_SECONDS, record.route).observe(record.seconds - record.stages.get('read', 0.0)) # a slow line is not ours
     for stage, seconds in record.stages.items(): series(STAGE_SECONDS, stage).observe(seconds)
-    if record.code: series(PROBLEMS, record.code).inc()
+    if record.code: count_problem(record.code)
     for p in record.pictures:
         series(PREDICTIONS, p.model, p.version, p.label).inc()
         series(CONFIDENCE, p.model).observe(p.probability)

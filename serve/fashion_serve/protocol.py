@@ -151,13 +151,16 @@ class BoundedProtocol(HttpToolsProtocol):
         if not (problem := self.config.engine.refusal()): return False
         record = Record(request_id_of(dict(self.headers)), 'POST', PICTURES.decode(), PROBLEMS[problem.code].status, code=problem.code)
         self.cycle = _ANSWERED
-        self.transport.write(_answer(problem.code, problem.detail, record.request_id, {**problem.headers, 'cache-control': 'no-store'}))
-        self._close() if not self.parser.should_keep_alive() else self.on_response_complete()
+        goes_on = self.parser.should_keep_alive() and self.parser.get_http_version() != '1.0' and not self.config.engine.draining
+        headers = {**problem.headers, 'cache-control': 'no-store'} | ({} if goes_on else {'connection': 'close'})
+        self.transport.write(_answer(problem.code, problem.detail, record.request_id, headers))
+        self.on_response_complete() if goes_on else self._close()
         self.config.app.state.done(record)
         return True
 
     def on_message_complete(self):
         if self.parser.should_upgrade(): return
+        self.in_body = False
         self._stop('body')
         if self._answering(): self.config.waiting.pop(self, None)
         super().on_message_complete()
@@ -194,6 +197,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, why: Refused):
         "Answer and close; just close where the answer to an earlier request of the connection is still to come"
         waiting = self._answering()
+        if self.in_body and not waiting: return self._close() # this request has its answer
         if waiting and self.in_body and not self.cycle.response_started and not self.pipeline: # the app reads no further
             waiting, self.cycle.disconnected = False, True
             self.cycle.message_event.set()

@@ -52,7 +52,7 @@ class Registry:
         plan = self.board.plan()
         if not plan.models: plan = self._first_plan()
         self.default = pick_default(list(plan.models), self.settings.default_model)
-        for name, version in plan.models.items(): self._serve(self._open(name, self.board.file(version)))
+        for name, version in plan.models.items(): self._serve(self._open(name, self._file(name, version)))
         for name, trial in plan.trials.items(): self._try(name, trial)
         self.plan = plan
 
@@ -66,6 +66,14 @@ class Registry:
                 self.board.keep(info.version, data)
                 plan.models[name] = info.version
             return plan
+
+    def _file(self, name: str, version: str) -> Path:
+        "Where a version lies: on the board, and if something has tidied that up, again from where it came"
+        kept, path = self.board.file(version), find_models(self.settings.models_dir).get(name)
+        if not kept.is_file() and path:
+            data, info = read_model(path)
+            if info.version == version: self.board.keep(version, data)
+        return kept
 
     def _open(self, name: str, path: Path) -> Model:
         return open_model(name, read_model(path)[0], self.settings)
@@ -144,6 +152,7 @@ class Registry:
         while time.monotonic() < end:
             if self.board.all_follow(plan.generation): return self.board.tidy()
             await asyncio.sleep(LOOK / 4)
+        raise Problem('not_ready', f'it is decided, but not all processes have followed in {AGREE:g} s: ask again', {'Retry-After': '5'})
 
     async def follow(self):
         "Do what the plan says, as far as it is not done"

@@ -15,7 +15,7 @@ from fashion_serve.answers import NDJSON, answered, as_json, gone, ms, note, pix
 from fashion_serve.engine import Engine
 from fashion_serve.errors import PROBLEMS, Problem, problem_of
 from fashion_serve.keys import known
-from fashion_serve.metrics import exposition
+from fashion_serve.metrics import count_problem, exposition
 from fashion_serve.models import Model
 from fashion_serve.openapi import BATCH_BODY, PICTURE_BODY, problems
 from fashion_serve.upload import read_picture, read_pictures
@@ -74,7 +74,7 @@ async def predict(request: Request, engine: EngineDep, query: Annotated[s.Predic
     return as_json(dict(request_id=record.request_id, **answered(answer), timing_ms=timing), record)
 
 
-@v1.post('/predict/batch', summary='Categorise several pictures', openapi_extra=BATCH_BODY, tags=['predict'], response_class=NDJSON, responses=problems(*_UPLOAD), dependencies=[Depends(known)])
+@v1.post('/predict/batch', summary='Categorise several pictures', openapi_extra=BATCH_BODY, tags=['predict'], response_class=NDJSON, responses=problems(*_UPLOAD, 'unsupported_format'), dependencies=[Depends(known)])
 async def predict_batch(request: Request, engine: EngineDep, query: Annotated[s.PredictQuery, Query()]) -> Response:
     "A line of JSON for each picture, in order, as soon as it is known (see BatchLine); a bad picture costs the others nothing."
     record, kind, limits = request.state.record, asked(query, engine, one=False), engine.settings
@@ -90,7 +90,9 @@ async def predict_batch(request: Request, engine: EngineDep, query: Annotated[s.
     async def lines():
         for i, (data, coming) in enumerate(zip(files, found)):
             try: answer = await coming
-            except Exception as e: line = dict(problem=problem_of(e, record.request_id))
+            except Exception as e:
+                line = dict(problem=problem_of(e, record.request_id))
+                count_problem(line['problem']['code'])
             else:
                 note(record, len(data), answer)
                 line = dict(answered(answer), timing_ms=timing_of(answer))

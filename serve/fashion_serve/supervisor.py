@@ -109,7 +109,9 @@ class Supervisor(Multiprocess):
             note = self.config.board.read(process.pid)
             self.config.board.forget(process.pid)
             if process.exitcode == STARTUP_FAILURE and not self.announced: self._give_up(note)
-            elif time.monotonic() - process.begun > PAUSE: self.processes[i] = self._start()
+            elif time.monotonic() - process.begun > PAUSE:
+                if note.error: print(f'fashion_serve: a process could not start again: {note.error}', flush=True)
+                self.processes[i] = self._start()
 
     def _give_up(self, note: Note):
         self.error = FashionError(note.error or 'a process of the service could not start')

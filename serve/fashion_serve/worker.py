@@ -20,6 +20,7 @@ from fashion_serve.settings import Settings
 
 SWITCH = .0005 # seconds after which a thread that has a picture to work on gets its turn: under a flood the event loop never leaves it one
 HUNG = 75 # exit code of a process that noticed it was stuck
+SHOW = .5 # seconds after which the metrics show how much is waiting
 LOOKS = 16 # connections that are looked at to find one that can go
 DRAIN = .5 # seconds between 'not ready' and the end of listening: long enough for a balancer that looks, too short to be missed
 
@@ -120,7 +121,7 @@ class Watch(threading.Thread):
 
     def run(self):
         looked = since = time.monotonic()
-        while not self.ended.wait(self.patience / 8):
+        while not self.ended.wait(min(SHOW, self.patience / 8)):
             now, before = time.monotonic(), looked
             looked = now
             if now - before > self.patience / 2: since = now # the whole process stood still: nothing is stuck

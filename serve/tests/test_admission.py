@@ -64,6 +64,25 @@ def test_large_pictures_are_taken_one_by_one(job):
     assert [queue.take() for _ in range(3)] == [jobs[:1], jobs[1:2], jobs[2:]]
 
 
+def test_what_cannot_be_worked_on_yet_goes_behind_the_others(job):
+    queue = WorkQueue(1)
+    large, small = job(1.0), job(.01)
+    for j in (large, small): queue.put(j)
+    queue.put_back(queue.take())
+    assert queue.wait(Lane.INTERACTIVE) == pytest.approx(1.01) and queue.take() == [small] and queue.take() == [large]
+    for j in (small, large): queue.done([j])
+    assert queue.idle() and queue.wait(Lane.INTERACTIVE) == 0
+
+
+def test_an_empty_lane_waits_for_nothing_while_another_is_at_work(job):
+    queue = WorkQueue(1)
+    queue.put(job(1.0, lane=Lane.BATCH))
+    queue.take()
+    for cost in (.1, .2, .3): queue.put(job(cost))
+    for _ in range(3): queue.done(queue.take())
+    assert queue.refusal(100.0, Lane.INTERACTIVE, .25) is None # sums of floats drift
+
+
 def test_all_of_a_batch_counts_at_once(job):
     queue = WorkQueue(1)
     batch = Batch(queue, [job(1.0, lane=Lane.BATCH) for _ in range(5)], ahead=2)

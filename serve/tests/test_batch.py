@@ -1,10 +1,12 @@
 "POST /v1/predict/batch: a line for each picture, in order, the same as alone"
 import asyncio
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
+from PIL import Image
 
 from fashion_serve.admission import Lane
 from fashion_serve.answers import NDJSON
@@ -43,7 +45,18 @@ def test_a_bad_picture_costs_the_others_nothing(client, samples):
 
 
 def test_all_of_them_bad(client):
+    counted = lambda: sum(float(line.split()[-1]) for line in client.get('/metrics').text.splitlines() if line.startswith('fashion_problems_total{code="unsupported_format"}'))
+    before = counted()
     assert [line['problem']['code'] for line in lines(send(client, [b'x'] * 9))] == ['unsupported_format'] * 9
+    assert counted() == before + 9
+
+
+def test_a_large_picture_that_has_to_wait_is_in_nobodys_way(client, samples):
+    Image.new('RGB', (5000, 4990), 'white').save(large := io.BytesIO(), 'PNG')
+    with ThreadPoolExecutor(1) as pool, client.app.state.board.alone(): # another worker decodes one
+        waiting = pool.submit(send, client, [large.getvalue()])
+        assert [send(client, [samples['bag']]).status_code, client.post('/v1/predict', content=samples['bag']).status_code] == [200, 200] and not waiting.done()
+    assert lines(waiting.result())[0]['predictions']
 
 
 def test_language_and_model(client, samples, png):

@@ -1,4 +1,5 @@
 "What a connection may do: raw sockets against a real process, which waits one second and no longer"
+import asyncio
 import io
 import json
 import socket
@@ -6,12 +7,16 @@ import threading
 import time
 import urllib.request
 from contextlib import suppress
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
+from uvicorn.config import Config
+from uvicorn.server import ServerState
 
-from fashion_serve.protocol import PIPELINED
+from fashion_serve.errors import Problem
+from fashion_serve.protocol import PIPELINED, BoundedProtocol
 from fashion_serve.settings import load_settings
 from fashion_serve.worker import ServeConfig, Worker
 
@@ -99,6 +104,35 @@ def test_a_body_that_nobody_asked_for(address):
     thread.start()
     thread.join(8)
     assert not thread.is_alive(), 'the connection was still open after eight seconds'
+
+
+def test_one_request_has_one_answer(address):
+    "Also if what follows of its body is bad"
+    talk = Talk(address, b'POST /nothing HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n')
+    assert b'404' in (said := talk.socket.recv(65536))
+    talk.socket.sendall(b'ZZZ\r\n')
+    with suppress(ConnectionResetError):
+        while more := talk.socket.recv(65536): said += more
+    assert said.count(b'HTTP/1.1 ') == 1
+
+
+@pytest.mark.parametrize('version', ['1.1', '1.0'])
+@pytest.mark.parametrize('draining', [False, True])
+def test_who_is_turned_away_is_not_kept_beyond_the_end(version, draining):
+    said, closed = [], []
+    transport = SimpleNamespace(write=said.append, is_closing=lambda: bool(closed), close=lambda: closed.append(True), abort=lambda: None, get_extra_info=lambda name, default=None: default)
+    engine = SimpleNamespace(draining=draining, refusal=lambda: Problem('overloaded', 'busy', {'Retry-After': '1'}))
+    config = Config('none', lifespan='off', ws='none', interface='asgi3')
+    config.load_app = lambda: None
+    config.settings, config.engine, config.waiting, config.tell, config.app = load_settings(), engine, {}, lambda: None, SimpleNamespace(state=SimpleNamespace(done=lambda record: None))
+    config.loaded_app, config.ws_protocol_class, config.encoded_headers = None, None, []
+    async def ask():
+        (protocol := BoundedProtocol(config, ServerState(), {})).connection_made(transport)
+        protocol.data_received(f'POST /v1/predict HTTP/{version}\r\nHost: shop\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\na'.encode())
+        ends = draining or version == '1.0'
+        assert b' 429 ' in said[0] and (b'connection: close' in said[0]) == bool(closed) == ends
+        protocol.connection_lost(None)
+    asyncio.run(ask())
 
 
 def test_the_second_request_of_a_connection_has_the_same_limits(address):

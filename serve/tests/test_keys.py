@@ -3,11 +3,12 @@ import hashlib
 import time
 
 import pytest
+from fastapi import Request
 from limits import parse
 from starlette.testclient import TestClient
 
 from fashion_nbdev.core import ConfigError
-from fashion_serve.keys import Windows, read_keys
+from fashion_serve.keys import Windows, bearer, key_digest, read_keys
 from fashion_serve.main import create_app
 from fashion_serve.settings import Settings, load_settings
 
@@ -36,6 +37,13 @@ def test_with_a_key(guarded, samples):
 def test_a_key_in_another_alphabet(guarded, samples):
     key = 'сезам, откройся'.encode()
     for headers in ({'X-API-Key': key}, {'Authorization': b'Bearer ' + key}): assert guarded.post('/v1/predict', content=samples['bag'], headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize('key', ['ключР', 'voilà', 'мех'])
+def test_no_byte_of_a_key_is_taken_for_space(key):
+    "In Latin-1 the last bytes of these are spaces"
+    request = Request(dict(type='http', headers=[(b'authorization', b'Bearer  ' + key.encode() + b' ')]))
+    assert key_digest(bearer(request)) == digest(key)
 
 
 def test_what_needs_none(guarded):
@@ -73,7 +81,8 @@ def test_a_rate_comes_back_as_the_window_slides(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('text', 'words'), [('', 'holds no key'), ('# nobody yet\n', 'holds no key'), ('shop secret', 'line 1: a name and the SHA-256'), ('shop', 'line 1: a name'),
-                                             (f'a {"0" * 64}\nb {"1" * 64} often', "line 2: the rate is 'often'")])
+                                             (f'a {"0" * 64}\nb {"1" * 64} often', "line 2: the rate is 'often'"),
+                                             *((f'a {"0" * 64} {rate}', f"line 1: the rate is '{rate}'") for rate in ('0/second', '1/second;2/minute', '1/second daily'))])
 def test_a_mistake_in_the_file_is_one_line(tmp_path, models_dir, text, words):
     (path := tmp_path / 'keys.txt').write_text(text)
     with pytest.raises(ConfigError, match=words) as e: create_app(Settings(models_dir=models_dir, keys_file=path))

@@ -163,16 +163,21 @@ async function take(blob, sample = null) {
 
 // ---- asking and showing
 const AGAIN = [429, 502, 503, 504]; // statuses that another try may change
+const PATIENCE = 10; // seconds that a person waits without a word
 
 async function send(body, model, signal) {
   const query = new URLSearchParams({ lang: state.lang, ...(model && { model }) });
-  const headers = { 'Content-Type': 'application/octet-stream', ...(state.key && { Authorization: `Bearer ${state.key}` }) };
+  const headers = { 'Content-Type': 'application/octet-stream', ...(state.key && { Authorization: `Bearer ${String.fromCharCode(...new TextEncoder().encode(state.key))}` }) };
   for (let tries = 0; ; tries++) {
     let answer = null;
     try { answer = await fetch(`v1/predict?${query}`, { method: 'POST', body, headers, signal }); } catch (error) { if (error.name === 'AbortError' || tries === 4) throw error; } // it may be starting again
     if (answer?.ok) return { answer: await answer.json(), problem: null };
-    if (answer && (!AGAIN.includes(answer.status) || tries === 4)) return { answer: null, problem: await problemOf(answer) };
-    await new Promise(done => setTimeout(done, 1000 * (Number(answer?.headers.get('Retry-After')) || .5 * 2 ** tries)));
+    const wait = Number(answer?.headers.get('Retry-After')) || .5 * 2 ** tries; // seconds
+    if (answer && (!AGAIN.includes(answer.status) || tries === 4 || wait > PATIENCE)) return { answer: null, problem: await problemOf(answer) };
+    await new Promise((done, stop) => {
+      signal?.addEventListener('abort', () => stop(signal.reason), { once: true });
+      setTimeout(done, 1000 * wait);
+    });
   }
 }
 
