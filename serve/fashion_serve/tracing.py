@@ -39,7 +39,7 @@ class Traces:
         within = self.api.set_span_in_context(span)
         for stage in (stage for stage in STAGES if stage in record.stages):
             step = self.tracer.start_span(stage, within, start_time=at)
-            at += int(record.stages[stage] * 1e9)
+            at = min(at + int(record.stages[stage] * 1e9), end) # a thread may begin while the event loop still notes what it took on
             step.end(at)
         if record.status >= 500: span.set_status(self.api.StatusCode.ERROR, record.code)
         span.end(end)
