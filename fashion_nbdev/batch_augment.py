@@ -112,7 +112,7 @@ def make_augment(
     cfg: AugmentConfig, # what is switched on
 ) -> Callable | None: # (uint8 [n, c, h, w], generator) -> the same shape; None when all is off; raises `ConfigError`
     "The augmentation of an experiment"
-    for key in ('trivial', 'degrade', 'background'):
+    for key in ('trivial', 'turn', 'degrade', 'background'):
         if getattr(cfg, key): raise ConfigError(f'augment.{key} is for photographs: leave it out')
     if cfg.min_area < 1: raise ConfigError('augment.min_area is for photographs: use augment.crop for small images')
     ways = dict(flip=lambda x, _, g: random_flip(x, g), rotate=random_turn, crop=random_crop, colour=random_light, cutout=cutout, erase=erase_noise)

@@ -90,6 +90,7 @@ class AugmentConfig:
     cutout: int = option(0, 0, 256) # side of the square set to black; 0 is off
     min_area: float = option(1.0, 0.01, 1.0) # least share of a photograph that a random resized crop keeps; 1 is off
     rotate: float = option(0.0, 0.0, 180.0) # largest turn in degrees
+    turn: float = option(0.0, 0.0, 1.0) # share of photographs laid on their side or on their head
     colour: float = option(0.0, 0.0, 1.0) # strength of random brightness, contrast, saturation and hue
     trivial: bool = option(False) # TrivialAugment: one random operation of random strength
     degrade: float = option(0.0, 0.0, 1.0) # share of photographs blurred or compressed

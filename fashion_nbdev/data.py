@@ -17,7 +17,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 
 from .config import DataConfig
-from .core import ConfigError, Label, cache_dir, labels_of, lookup, repo_root
+from .core import ConfigError, Label, cache_dir, first_line, labels_of, lookup, repo_root
 from .files import DataError, download, parse_idx, read_files, verify_files, write_idx
 from .photos import Photo, check_photos, decode_photos, is_table, photo_hashes, read_folders, read_table
 from .splits import Split, data_hash, product_leaks, set_aside, split_valid, stratified, take
@@ -164,7 +164,7 @@ def _download_photos(ds: Dataset, progress: bool) -> Path:
     if ds.hub:
         from huggingface_hub import snapshot_download # here, because only a download needs it
         try: return Path(snapshot_download(ds.hub, repo_type='dataset', allow_patterns='*.parquet'))
-        except Exception as e: raise DataError(f'{ds.hub}: cannot be fetched from the Hugging Face hub ({str(e).splitlines()[0]}). {hint}') from None # of many kinds
+        except Exception as e: raise DataError(f'{ds.hub}: cannot be fetched from the Hugging Face hub ({first_line(e)}). {hint}') from None # of many kinds
     path = cache_dir()/'data'/f'{ds.folder}.zip'
     try: download(ds.urls(path.name)[0], path, None, progress) # another wrapper each time: what it holds is checked instead
     except DataError as e: raise DataError(f'{e}. {hint}') from None

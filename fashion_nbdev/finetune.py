@@ -8,7 +8,7 @@ __all__ = ['ProbeHead', 'Teachers', 'resize', 'OnnxNetwork', 'load_teachers', 'p
 # %% ../nbs/04b_finetune.ipynb #cell-5
 from .baseline import fast_dtype, teacher_weights
 from .config import AugmentConfig, TrainConfig
-from .core import ConfigError, all_cores
+from .core import ConfigError, all_cores, first_line
 from .data import Split
 from .networks import load_model
 from .transfer import as_linear, fast_convs, features, fit_logistic
@@ -85,7 +85,7 @@ class OnnxNetwork(nn.Module):
             with all_cores(): self.session = ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
             labels = json.loads(self.session.get_modelmeta().custom_metadata_map['fashion'])['labels']
             _, height, width, channels = self.session.get_inputs()[0].shape
-        except Exception as e: raise ConfigError(f'{path} holds no usable model ({str(e).splitlines()[0]}): give a file that fashion_export wrote') from None # ONNX Runtime has no class of its own for all of them
+        except Exception as e: raise ConfigError(f'{path} holds no usable model ({first_line(e)}): give a file that fashion_export wrote') from None # ONNX Runtime has no class of its own for all of them
         self.pretrained_cfg = dict(input_size=(channels, height, width), mean=(0.0,)*channels, std=(1/255,)*channels, label_names=[label['key'] for label in labels])
 
     def forward(self,

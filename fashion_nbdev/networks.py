@@ -26,7 +26,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 from .config import Config
-from .core import ConfigError, FashionError, cache_dir, labels_of
+from .core import ConfigError, FashionError, cache_dir, first_line, labels_of
 
 # %% ../nbs/03a_networks.ipynb #cell-7
 def conv_block(
@@ -159,9 +159,9 @@ def _from_hub(arch: str, **kwargs) -> nn.Module:
         if found: return timm.create_model(arch, pretrained=True, pretrained_cfg_overlay=dict(file=str(found)), **kwargs)
         if not _answers(server): raise OSError(f'{server} cannot be reached')
         return timm.create_model(arch, pretrained=True, **kwargs)
-    except (SafetensorError, RuntimeError) as e: raise WeightsError(f'the weights {found or hub_id} do not fit {arch} ({str(e).splitlines()[0]}): remove the file') from None
+    except (SafetensorError, RuntimeError) as e: raise WeightsError(f'the weights {found or hub_id} do not fit {arch} ({first_line(e)}): remove the file') from None
     except Exception as e: # the hub's client has many of its own
-        raise WeightsError(f"the weights of {arch} cannot be fetched ({str(e).splitlines()[0]}): connect once, or put model.safetensors of {hub_id} at {own}, "
+        raise WeightsError(f"the weights of {arch} cannot be fetched ({first_line(e)}): connect once, or put model.safetensors of {hub_id} at {own}, "
             "or set model.arch: tf_efficientnet_lite0, whose weights come with pip, or model.pretrained: ''") from None
 
 # %% ../nbs/03a_networks.ipynb #cell-28

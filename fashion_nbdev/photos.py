@@ -19,7 +19,7 @@ import PIL
 from PIL import features
 from tqdm import tqdm
 
-from .core import cache_dir, write_beside
+from .core import cache_dir, first_line, write_beside
 from .files import DataError
 from .formats import OWN_FILES, ImageError, image_header
 from .image import read_image
@@ -194,7 +194,7 @@ def _open_table(path: Path, columns: tuple, progress: bool) -> Any:
         mapped = pa.memory_map(str(path))
         try: table = pa.ipc.open_stream(mapped).read_all()
         except pa.ArrowInvalid: table = pa.ipc.open_file(mapped).read_all()
-    except (OSError, pa.ArrowException) as e: raise DataError(f'{path}: cannot be read ({str(e).splitlines()[0]}); expected a complete Arrow or Parquet file') from None
+    except (OSError, pa.ArrowException) as e: raise DataError(f'{path}: cannot be read ({first_line(e)}); expected a complete Arrow or Parquet file') from None
     _check_columns(table.column_names, columns, path)
     return table.select(list(columns))
 

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from fastcore.script import Param
 
-from .core import FashionError, command, model_path, usable_cores
+from .core import FashionError, command, first_line, model_path, usable_cores
 from .formats import OWN_FILES
 from .image import ImageError, ImageLimits, check_picture, read_image, resize_image
 from .model_file import ModelError, ModelInfo, pack_model, read_model, unpack_model
-from .session import first_line, open_session
+from .session import open_session
 from .tables import printable, progress, write_table
 
 # %% ../nbs/06_predict.ipynb #cell-7

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .baseline import fit
 from .config import Config, DataConfig, load_config
-from .core import ConfigError, check_target, command, labels_of
+from .core import ConfigError, check_target, command, first_line, labels_of
 from .data import DATASETS, input_rule, photo_splits
 from .finetune import probabilities
 from .image import resize_image
@@ -60,7 +60,7 @@ def read_plan(
     path = Path(path)
     if not path.is_file(): raise ConfigError(f'no file {path}: give a YAML file with {", ".join(keys)}')
     try: values = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as e: raise ConfigError(f'{path.name}: not valid YAML ({str(e).splitlines()[0]})') from None
+    except yaml.YAMLError as e: raise ConfigError(f'{path.name}: not valid YAML ({first_line(e)})') from None
     if not isinstance(values, dict) or {*values} != {*keys}: raise ConfigError(f'{path.name} must hold {", ".join(keys)}, no more and no less')
     if not _settings(values['set']): raise ConfigError(f'{path.name}: set is {values["set"]!r}, but must be a list of settings such as train.epochs=1')
     if not isinstance(values.get('config', ''), str): raise ConfigError(f'{path.name}: config is {values["config"]!r}, but must be the path of an experiment')
