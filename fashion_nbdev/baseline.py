@@ -39,7 +39,7 @@ from .core import ConfigError, FashionError, labels_of, set_seed, write_beside
 from .data import Split, data_hash
 from .evaluate import class_scores, confusion_matrix
 from .loader import get_dls
-from .networks import build_model, input_stats, save_model
+from .networks import build_model, check_size, input_stats, save_model
 from .results import conditions, write_results
 from .tracker import Tracker, flatten
 from .transfer import Freeze, fast_convs, layer_groups
@@ -143,10 +143,11 @@ def make_learner(
     keep_memory()
     t, keys = cfg.train, [label.key for label in labels_of(cfg.data)]
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    model = build_model(cfg, splits['train'].images.shape[-1], len(keys))
+    height, width, channels = splits['valid'].images.shape[1:]
+    check_size(model := build_model(cfg, channels, len(keys)), shape := (channels, height, width))
     mean, std = input_stats(model) if cfg.model.pretrained else (None, None)
     dls = get_dls(splits, cfg.train.batch_size, cfg.seed, device, augment, mean, std, vocab=keys)
-    if t.freeze_norms or fast_dtype() != torch.float32: fast_convs(model, (splits['valid'].images.shape[-1], *splits['valid'].images.shape[1:3]))
+    if t.freeze_norms or fast_dtype() != torch.float32: fast_convs(model, shape)
     if (weights := class_weights(splits['train'].labels, len(keys), cfg.train.balance)) is not None: weights = weights.to(device)
     frozen = [Freeze(t.freeze, t.head_epochs, t.freeze_norms)] if t.freeze or t.head_epochs or t.freeze_norms else []
     return ResumableLearner(dls, model, nn.CrossEntropyLoss(weights, label_smoothing=cfg.train.label_smoothing),

@@ -187,12 +187,28 @@ def _affinity() -> set[int]: # of all threads together: OpenMP may have tied eac
         with suppress(ProcessLookupError): cores |= os.sched_getaffinity(int(thread.name))
     return cores
 
+def _group_cores(group: Path) -> float: # of both versions of control groups
+    try:
+        quota, period = (group/'cpu.max').read_text().split() if (group/'cpu.max').exists() else ((group/f'cpu.cfs_{k}_us').read_text() for k in ('quota', 'period'))
+        return int(quota)/int(period) if int(quota) > 0 else math.inf
+    except (OSError, ValueError): return math.inf # 'max', or no such group
+
+def _quota(root: Path = Path('/')) -> float: # cores, infinite if there is no limit
+    "What the control groups that this process is in, and those around them, leave to it"
+    cores, groups = math.inf, root/'sys/fs/cgroup'
+    with suppress(OSError):
+        for line in (root/'proc/self/cgroup').read_text().splitlines():
+            _, controllers, path = line.split(':', 2)
+            if controllers and 'cpu' not in controllers.split(','): continue
+            top = groups/'cpu' if controllers else groups # version 1 has a tree of its own for each controller
+            group = top/path.lstrip('/')
+            cores = min([cores, *(_group_cores(g) for g in (group, *group.parents) if g.is_relative_to(top))])
+    return cores
+
 def usable_cores() -> int: # at least 1
-    "Cores that this process may use: its affinity, and the quota of its control group"
-    cores = len(_affinity())
-    try: quota, period = Path('/sys/fs/cgroup/cpu.max').read_text(encoding='ascii').split()
-    except (OSError, ValueError): return cores
-    return cores if quota == 'max' else max(1, min(cores, math.ceil(int(quota)/int(period))))
+    "Cores that this process may use: its affinity, and the quotas of its control groups"
+    cores, quota = len(_affinity()), _quota()
+    return cores if quota >= cores else max(1, math.ceil(quota))
 
 @contextmanager
 def all_cores():

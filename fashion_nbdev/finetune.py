@@ -134,6 +134,9 @@ class SoftTargets(Callback):
         self.n_classes, self.size, self.teachers, self.weight = n_classes, size, teachers, weight
         self.mix = Mixup(augment.mixup, augment.cutmix, label_smoothing=0.0, num_classes=n_classes) if augment.mixup or augment.cutmix else None
 
+    def before_fit(self):
+        if self.teachers is not None: self.teachers.to(self.dls.device)
+
     def before_batch(self):
         if not self.training: return
         x, y = self.x, self.y

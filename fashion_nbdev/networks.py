@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['default_cfgs', 'LITE_WEIGHTS', 'conv_block', 'SimpleCNN', 'simple_cnn', 'ResNet28', 'resnet18_28', 'WeightsError',
-           'WeightsFile', 'weights_path', 'read_weights', 'match_tensors', 'build_model', 'input_stats', 'save_model',
-           'load_model']
+           'WeightsFile', 'weights_path', 'read_weights', 'match_tensors', 'build_model', 'check_size', 'input_stats',
+           'save_model', 'load_model']
 
 # %% ../nbs/03a_networks.ipynb #cell-3
 import hashlib, os, shutil
@@ -195,6 +195,19 @@ def build_model(
     new = n_classes not in (0, model.pretrained_cfg['num_classes']) and model.get_classifier()
     if isinstance(new, nn.Linear): new.reset_parameters() # timm draws EfficientNet's for a thousand classes: with ten, its first answers are wrong and sure
     return model
+
+# %% ../nbs/03a_networks.ipynb #e6b886df
+@torch.no_grad()
+def check_size(
+    model: nn.Module, # from `build_model`
+    shape: tuple[int, int, int], # channels, height and width of its images
+): # raises `ConfigError`
+    "Whether a network can take images of a size"
+    training = model.training
+    try: model.eval()(torch.zeros(1, *shape))
+    except (RuntimeError, AssertionError, ValueError) as e:
+        raise ConfigError(f'the network cannot take images of {shape[1]}x{shape[2]} pixels ({first_line(e)}): set data.height and data.width, or another model.arch') from None
+    finally: model.train(training)
 
 # %% ../nbs/03a_networks.ipynb #cell-32
 def input_stats(
