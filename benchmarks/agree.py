@@ -33,7 +33,7 @@ def compare(before: list[dict], after: list[dict], names: tuple[str, ...], ratio
     "Figures that were measured in both runs; the row that others are compared with is none"
     def named(rows): return {', '.join(str(r[n]) for n in names): r for r in rows if float(r[ratio + '_low']) != float(r[ratio + '_high'])}
     old = named(before)
-    pairs = {name: (b, a) for name, a in named(after).items() if (b := old.get(name)) and a['date'] != b['date'] and a.get('version') == b.get('version')} # of the same model file, where the rows say which
+    pairs = {name: (b, a) for name, a in named(after).items() if (b := old.get(name)) and a['date'] != b['date'] and a.get('version') == b.get('version')} # of the same model file
     def row(b, a):
         found = {f'{run}{end}': float(r[ratio + end]) for run, r in (('before', b), ('after', a)) for end in ('', '_low', '_high')}
         return found | dict(agree=max(found['before_low'], found['after_low']) <= min(found['before_high'], found['after_high']))

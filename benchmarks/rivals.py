@@ -26,6 +26,7 @@ from fastcore.script import call_parse
 from fashion_nbdev.benchmark import command_line, free_port, last_line
 from fashion_nbdev.core import model_path
 from fashion_nbdev.load import closed_loop, http_request, open_loop, pictures, summary
+from fashion_nbdev.predict import Predictor
 from fashion_nbdev.results import conditions, write_results
 from fashion_nbdev.sla import RATES
 from fashion_nbdev.timing import spread
@@ -159,7 +160,8 @@ def compare(names: list[str], model: str, rounds: int, seconds: float) -> list[d
                 continue
             print(f'{model}, round {i + 1}, {name}: ' + ', '.join(f'{k} {v:.4g}' for k, v in found[name][-1].items() if v is not None), flush=True)
     ours = [r['per_s'] for r in found['fashion_serve']]
-    row = lambda name, rows: dict(model=model, service=name, version=' '.join(SERVICES[name].pins)) | {k: _median(rows, k) for k in rows[0]} | _ours_is(ours, [r['per_s'] for r in rows])
+    version = Predictor.load(model).info.version
+    row = lambda name, rows: dict(model=model, service=name, pins=' '.join(SERVICES[name].pins), version=version) | {k: _median(rows, k) for k in rows[0]} | _ours_is(ours, [r['per_s'] for r in rows])
     return [row(name, rows) for name, rows in found.items() if rows]
 
 

@@ -155,14 +155,14 @@ def closed_loop(
 # %% ../nbs/08a_load.ipynb #cell-15
 def summary(
     run: Run, # from `open_loop` or `closed_loop`
-) -> dict: # n, seconds, answered_per_s (status 200), failed and shed (shares), outcomes, latency of what was answered in ms, lag_p99_ms of the generator
+) -> dict: # n, seconds, answered_per_s (status 200), failed and shed (shares), outcomes, latency of what was answered in ms, shed_p95_ms of what was refused, lag_p99_ms of the generator
     "Numbers of a run; what was refused for want of time (429) is `shed`, every other answer but 200 is `failed`"
-    good = np.array([s for s, o in zip(run.seconds, run.outcomes) if o == '200'])
+    good, refused = (np.array([s for s, o in zip(run.seconds, run.outcomes) if o == code]) for code in ('200', '429'))
     n, counts = len(run.outcomes), Counter(run.outcomes)
     span = max(d + s for d, s in zip(run.due, run.seconds)) if n else 0.0
     latency = {k: v for k, v in latency_stats(1000*good).items() if k not in ('runs', 'quantiles_ms')} | dict(max_ms=float(1000*good.max())) if len(good) else {}
     return dict(n=n, seconds=span, answered_per_s=len(good)/span if span else 0.0, shed=counts['429']/n if n else 0.0, failed=1 - (counts['200'] + counts['429'])/n if n else 0.0,
-                outcomes=dict(counts), **latency, lag_p99_ms=float(1000*np.percentile(run.lag, 99)) if n else 0.0)
+                outcomes=dict(counts), **latency, **(dict(shed_p95_ms=float(1000*np.percentile(refused, 95))) if len(refused) else {}), lag_p99_ms=float(1000*np.percentile(run.lag, 99)) if n else 0.0)
 
 # %% ../nbs/08a_load.ipynb #cell-17
 STAGES = ('admit', 'read', 'decode', 'queue', 'infer', 'encode') # of an answer, in order

@@ -33,6 +33,7 @@ class Target:
 
 # %% ../nbs/07f_sla.ipynb #cell-8
 def _steady(key: str, factor: float = 1) -> Callable: return lambda r: factor*r['steady'][key]
+def _flooded(key: str, factor: float = 1) -> Callable: return lambda r: factor*r['apart'][key] # the generator on a core of its own
 def _lowest(key: str) -> Callable: return lambda r: 100*min(c[key] for c in r['per_class'])
 
 TARGETS = [
@@ -40,8 +41,14 @@ TARGETS = [
     Target('p95 of the responses', 'ms', 300, 'load', _steady('p95_ms'), aims=dict(clothing=100)),
     Target('p99 at 1,500/s', 'ms', None, 'load', lambda r: r['aimed']['p99_ms'], aims=dict(fashion_mnist=30, fashion_mnist_small=30)),
     Target('requests it can answer', '/s', 100, 'load', lambda r: r['overload']['capacity_per_s'], least=True, aims=dict(fashion_mnist=1500, fashion_mnist_small=1500)),
-    Target('of that, at 3 times as much', '%', None, 'load', lambda r: 100*r['apart']['goodput'], least=True, aims=dict.fromkeys(RATES, 90)),
-    Target('p95 at 3 times as much', 'ms', None, 'load', lambda r: r['apart']['p95_ms'], aims=dict.fromkeys(RATES, 300)),
+    Target('of that, at 3 times as much', '%', None, 'load', _flooded('goodput', 100), least=True, aims=dict.fromkeys(RATES, 90)),
+    Target('p95 at 3 times as much', 'ms', None, 'load', _flooded('p95_ms'), aims=dict.fromkeys(RATES, 300)),
+    Target('failed at 3 times as much', '%', None, 'load', _flooded('failed', 100), aims=dict.fromkeys(RATES, 1)),
+    Target('p95 of what is refused then', 'ms', None, 'load', _flooded('shed_p95_ms'), aims=dict.fromkeys(RATES, 10)),
+    Target('slowest probe then', 'ms', None, 'load', _flooded('probes_max_ms'), aims=dict.fromkeys(RATES, 100)),
+    Target('as quick as ever after', 's', None, 'load', _flooded('recovery_s'), aims=dict.fromkeys(RATES, 5)),
+    Target('grown by 100,000 requests', 'MB', None, 'load', lambda r: r['soak']['grown_mb'], aims=dict.fromkeys(RATES, 20)),
+    Target('of what its code can do alone', '%', None, 'load', lambda r: 100*r['limit']['share'], least=True, aims=dict(clothing=80)),
     Target('failed', '%', 1, 'load', _steady('failed', 100)),
     Target('refused', '%', 1, 'load', _steady('shed', 100)),
     Target('memory of the service', 'MB', 2000, 'load', _steady('service_mb'), aims=dict.fromkeys(RATES, 400)),

@@ -44,6 +44,11 @@ def test_only_what_was_measured_again_counts(project):
     with pytest.raises(SystemExit, match='nothing was measured again since nowhere'): agree.main('nowhere')
 
 
+@pytest.mark.parametrize('name', agree.STATED)
+def test_every_ratio_says_which_model_file_it_is_of(name):
+    assert all(row.get('version') for row in read_results(ROOT / 'results' / name))
+
+
 def test_another_model_file_is_no_second_run(project):
     write_results(project / 'runtimes.csv', measured(5.1, 5.4, 5.6, 'tuesday', version='another'))
     with pytest.raises(SystemExit, match='nothing was measured again'): agree.main()
