@@ -29,7 +29,7 @@ cat > "$work/header.txt" <<'TXT'
 # The serving environment, without torch: the versions of constraints.txt, with hashes.
 # Made from pyproject.toml by `make lock` (uv pip compile --universal --generate-hashes); do not edit.
 TXT
-UPGRADE=1 compile serve/requirements.txt pyproject.toml --extra serve --generate-hashes --constraint constraints.txt
+UPGRADE=1 compile serve/requirements.txt pyproject.toml --extra serve --extra trace --generate-hashes --constraint constraints.txt
 
 cat > "$work/header.txt" <<'TXT'
 # For PROVIDER=openvino, beside requirements.txt: the versions of constraints.txt, with hashes.

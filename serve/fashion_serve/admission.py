@@ -45,6 +45,11 @@ Gone = Callable[[], bool] # whether the client has left; asked from any thread
 def never() -> bool: return False
 
 
+def is_large(data: Any, pixels: int) -> bool:
+    "Whether a picture is decoded to so many pixels that this should happen to one at a time; a JPEG is decoded smaller"
+    return pixels > LARGE and isinstance(data, bytes) and not data.startswith(JPEG)
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     "One picture on its way through the service"
@@ -62,9 +67,7 @@ class Job:
         return now <= self.deadline and not self.future.done() and not self.gone()
 
     @property
-    def is_large(self) -> bool:
-        "Whether a picture is decoded to so many pixels that this should happen to one at a time; a JPEG is decoded smaller"
-        return self.pixels > LARGE and isinstance(self.data, bytes) and not self.data.startswith(JPEG)
+    def is_large(self) -> bool: return is_large(self.data, self.pixels)
 
 
 class WorkQueue:

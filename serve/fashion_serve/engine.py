@@ -12,9 +12,10 @@ from fashion_nbdev.core import FashionError
 from fashion_nbdev.image import ImageError, image_header
 from fashion_serve.admission import Batch, Gone, Job, Lane, WorkQueue, fail, never
 from fashion_serve.errors import Problem, log
-from fashion_serve.metrics import READY, SHADOWS, SHED, WAIT, WAITING, series
-from fashion_serve.registry import Registry, Trial
+from fashion_serve.metrics import READY, SHED, WAIT, WAITING, series
+from fashion_serve.registry import Registry
 from fashion_serve.settings import Settings
+from fashion_serve.shadow import Shadow
 from fashion_serve.upload import Budget
 from fashion_serve.work import Answer, Classify, Infer, work
 
@@ -32,6 +33,7 @@ class Engine:
         self.budget = Budget(settings.max_pending_bytes)
         self.queue = WorkQueue(settings.threads)
         self.usual = 0.0 # seconds that pictures have been estimated to take of late
+        self.shadow = Shadow()
         self.begun: list[float | None] = [None] * settings.threads # since when each thread has been at work
         self.threads = [Thread(target=self._work, args=(i,), name=f'picture-{i}', daemon=True) for i in range(settings.threads)]
 
@@ -51,6 +53,7 @@ class Engine:
         "Take no more work; what was taken is still done"
         self._set_ready(False)
         self.queue.close()
+        self.shadow.close()
 
     def _set_ready(self, ready: bool):
         self.ready = ready
@@ -88,7 +91,7 @@ class Engine:
         trial = self.registry.trials.get(kind.model.name)
         if kind.model is stable:
             answer = await coming
-            if trial := self.registry.shadow_of(stable): self._ask_shadow(trial, kind, data, pixels, answer)
+            if not (self.draining or self.queue.wait(Lane.BATCH)) and (trial := self.registry.shadow_of(stable)): self.shadow.ask(trial, kind, data, pixels, answer)
             return answer
         try: answer = await coming
         except (Problem, ImageError): raise # the picture, or the load, not the candidate
@@ -96,22 +99,8 @@ class Engine:
             log.error('the candidate for %s failed', stable.name, exc_info=e)
             if trial: trial.failures += 1
             return await self.submit(replace(kind, model=stable), data, pixels, gone)
-        if trial: trial.answers += 1
+        if trial: trial.count(answer.seconds, stable.pace.estimate(pixels))
         return answer
-
-    def _ask_shadow(self, trial: Trial, kind: Classify, data: bytes, pixels: int, answer: Answer):
-        "Ask the candidate the same, after all that people wait for; under load it is not asked"
-        if self.queue.wait(Lane.BATCH): return
-        def compare(future: asyncio.Future):
-            if e := future.exception(): trial.failures += not isinstance(e, Problem | ImageError)
-            else:
-                agrees = future.result().value.top[0].label == answer.value.top[0].label
-                trial.answers, trial.agreed = trial.answers + 1, trial.agreed + agrees
-                SHADOWS.labels(kind.model.name, str(agrees).lower()).inc()
-        end = time.perf_counter() + self.settings.batch_deadline
-        kind = replace(kind, model=trial.model)
-        job = Job(kind, data, pixels, kind.pace.estimate(pixels), end, asyncio.get_running_loop().create_future(), Lane.BATCH)
-        self._put(job).add_done_callback(compare)
 
     def submit_all(self, kind: Classify, files: list[bytes], gone: Gone = never) -> Batch:
         "Take on many jobs, in the lane of batches: the `Answer` to come of each, in order, until its `end`; raises `Problem` if all would be too late"

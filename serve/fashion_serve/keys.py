@@ -27,7 +27,7 @@ class Key:
 
 
 def read_keys(path: Path | None) -> tuple[Key, ...]:
-    "A file of lines 'name sha256 [rate]', such as 'shop 9f86d0... 100/second'; raises `ConfigError`"
+    "A file of lines 'name sha256 [rate]', such as 'shop 9f86d0... 100/second', a rate in pictures; raises `ConfigError`"
     if path is None: return ()
     try: lines = path.read_text(encoding='utf-8').splitlines()
     except (OSError, UnicodeDecodeError) as e: raise ConfigError(f'keys_file {path} cannot be read ({getattr(e, "strerror", None) or "it is not UTF-8"})') from None
@@ -68,23 +68,24 @@ class Windows:
         try: yield
         finally: fcntl.lockf(self.file, fcntl.LOCK_UN, self.ENTRY.size, at)
 
-    def hit(self, key: int, rate: RateLimitItem) -> float: # 0: it is counted and may; else seconds until it may
-        "Count a request of this key, by its place in the file of keys"
+    def hit(self, key: int, rate: RateLimitItem, n: int = 1, again: int = 0) -> float: # 0: they are counted and may; else seconds until they may
+        "Count n pictures of this key, by its place in the file of keys, all or none; a negative n gives back. The wait is long enough for `again` more, which the next try counts anew"
         length, at, now = rate.get_expiry(), key * self.ENTRY.size, time.monotonic() # the same clock in all processes
         with self._locked(at):
             begun, before, count = self.ENTRY.unpack(os.pread(self.file, self.ENTRY.size, at).ljust(self.ENTRY.size, b'\0'))
             if now >= begun + 2 * length: begun, before, count = now, 0, 0
             elif now >= begun + length: begun, before, count = begun + length, count, 0
-            if (wait := _wait(rate.amount, length, now - begun, before, count)) == 0: count += 1
-            os.pwrite(self.file, self.ENTRY.pack(begun, before, count), at)
-        return wait
+            def wait(n: int) -> float: return _wait(rate.amount, length, now - begun, before, count, n)
+            if fits := wait(n) == 0: os.pwrite(self.file, self.ENTRY.pack(begun, before, max(0, count + n)), at)
+        return 0 if fits else wait(n + again)
 
 
-def _wait(amount: int, length: float, passed: float, before: int, count: int) -> float:
-    "Seconds until one more fits: of the window before counts the share that a window ending now still covers"
-    if before * (1 - passed / length) + count + 1 <= amount: return 0
-    if count + 1 <= amount: return length * (1 - (amount - count - 1) / before) - passed
-    return length - passed + length * (1 - (amount - 1) / count) # in the next one, where this is the one before
+def _wait(amount: int, length: float, passed: float, before: int, count: int, n: int) -> float:
+    "Seconds until n more fit: of the window before counts the share that a window ending now still covers"
+    if n > amount: return math.inf
+    if before * (1 - passed / length) + count + n <= amount: return 0
+    if count + n <= amount: return length * (1 - (amount - count - n) / before) - passed
+    return length - passed + length * (1 - (amount - n) / count) # in the next one, where this is the one before
 
 
 class Keeper:
@@ -99,12 +100,30 @@ class Keeper:
         digest = key_digest(given)
         same = [hmac.compare_digest(digest, key.digest) for key in self.keys] # all of them: the time says nothing
         if not any(same): raise Problem('no_key', 'send a key that is known here: Authorization: Bearer ...', {'WWW-Authenticate': 'Bearer'})
-        key = self.keys[same.index(True)]
+        key = self.keys[place := same.index(True)]
         request.state.record.key = key.name
-        if key.rate and (left := self.windows.hit(same.index(True), key.rate)):
-            SHED.labels('rate').inc()
-            wait = math.ceil(max(1.0, left))
-            raise Problem('rate_limited', f'{key.name} may ask {key.rate}: please wait {wait} s', {'Retry-After': str(wait)})
+        if not key.rate: return
+        request.state.place = place
+        self._count(place)
+
+    @contextmanager
+    def charge(self, request: Request, n: int) -> Iterator[None]:
+        "Count all n pictures of a request, which counts as one already and does so still if it is not taken on; raises `Problem` where they are too many"
+        place = getattr(request.state, 'place', None)
+        if place is None or n == 1: return (yield)
+        self._count(place, n - 1, again=1)
+        try: yield
+        except BaseException:
+            self.windows.hit(place, self.keys[place].rate, 1 - n)
+            raise
+
+    def _count(self, place: int, n: int = 1, again: int = 0):
+        key = self.keys[place]
+        if not (left := self.windows.hit(place, key.rate, n, again)): return
+        SHED.labels('rate').inc()
+        if left == math.inf: raise Problem('rate_limited', f'{key.name} may ask {key.rate}, and never {n + again} at once: please send fewer together')
+        wait = math.ceil(max(1.0, left))
+        raise Problem('rate_limited', f'{key.name} may ask {key.rate}, each picture counts: please wait {wait} s', {'Retry-After': str(wait)})
 
 
 async def known(request: Request):

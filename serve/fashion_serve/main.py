@@ -33,8 +33,8 @@ async def lifespan(app: FastAPI):
     yield
     await loading
     app.state.engine.stop()
-    app.state.traces.close()
     app.state.log.close()
+    await asyncio.to_thread(app.state.traces.close) # last, for it may wait; and not here, where it would look as if the process were stuck
 
 
 def create_app(settings: Settings, board: Board | None = None) -> FastAPI:

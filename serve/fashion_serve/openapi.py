@@ -1,30 +1,28 @@
 "What FastAPI cannot know for OpenAPI: picture bodies and problem answers"
+import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from fashion_serve.errors import MEDIA_TYPE, PROBLEMS, problem_body
-from fashion_serve.schemas import BatchLine
+from fashion_serve.schemas import REQUEST_ID, BatchLine
+from fashion_serve.tensors import EXAMPLE, MAX_JSON, InferRequest
 
+REF = '#/components/schemas/{name}'
 _BINARY = {'schema': {'type': 'string', 'format': 'binary'}}
+_PICTURE = _BINARY | {'examples': {'bag': {'summary': 'A picture of the page', 'externalValue': 'page/samples/bag.png'}}}
 _FORM = {'type': 'object', 'required': ['file'], 'properties': {'file': {'type': 'string', 'format': 'binary'}}}
 PICTURE_BODY = {'requestBody': {
     'required': True,
     'description': 'One JPEG, PNG, WebP, GIF or BMP picture. Its content decides what it is, not the header.',
-    'content': {'image/*': _BINARY, 'application/octet-stream': _BINARY, 'multipart/form-data': {'schema': _FORM}}}}
+    'content': {'image/*': _PICTURE, 'application/octet-stream': _PICTURE, 'multipart/form-data': {'schema': _FORM}}}}
 BATCH_BODY = {'requestBody': {
     'required': True,
     'description': 'Pictures, each in a field `file`.',
     'content': {'multipart/form-data': {'schema': {'type': 'object', 'required': ['file'], 'properties': {'file': {'type': 'array', 'items': _BINARY['schema']}}}}}}}
 TENSOR_BODY = {'requestBody': {
     'required': True,
-    'description': 'At most 1,000,000 bytes of JSON of the Open Inference Protocol, or with `Inference-Header-Content-Length` such JSON followed by the bytes of the tensor.',
-    'content': {'application/octet-stream': _BINARY, 'application/json': {'schema': {'type': 'object', 'required': ['inputs'], 'properties': {
-        'id': {'type': 'string'}, 'parameters': {'type': 'object'},
-        'inputs': {'type': 'array', 'items': {'type': 'object', 'required': ['name', 'shape', 'datatype'], 'properties': {
-            'name': {'const': 'image'}, 'shape': {'type': 'array', 'items': {'type': 'integer'}}, 'datatype': {'const': 'UINT8'},
-            'parameters': {'type': 'object'}, 'data': {'type': 'array'}}}},
-        'outputs': {'type': 'array', 'items': {'type': 'object', 'required': ['name'], 'properties': {
-            'name': {'enum': ['logits', 'probabilities']}, 'parameters': {'type': 'object'}}}}}}}}}}
+    'description': f'At most {MAX_JSON:,} bytes of JSON of the Open Inference Protocol, or with `Inference-Header-Content-Length` such JSON followed by the bytes of the tensor.',
+    'content': {'application/json': {'schema': {'$ref': REF.format(name='InferRequest')}, 'example': EXAMPLE}, 'application/octet-stream': _BINARY}}}
 
 
 def problems(*codes: str) -> dict[int, dict]:
@@ -32,9 +30,9 @@ def problems(*codes: str) -> dict[int, dict]:
     found: dict[int, dict] = {}
     for code in codes:
         kind = PROBLEMS[code]
-        example = {'summary': kind.title, 'value': problem_body(code, kind.title, '6f1c0d0f5e0a4c7d9b6f0c6c1f2f4a11')}
+        example = {'summary': kind.title, 'value': problem_body(code, kind.title, REQUEST_ID)}
         entry = found.setdefault(kind.status, {'description': '', 'content': {MEDIA_TYPE: {
-            'schema': {'$ref': '#/components/schemas/ProblemOut'}, 'examples': {}}}})
+            'schema': {'$ref': REF.format(name='ProblemOut')}, 'examples': {}}}})
         entry['content'][MEDIA_TYPE]['examples'][code] = example
         entry['description'] = '; '.join(filter(None, (entry['description'], f'`{code}`: {kind.title}')))
     return found
@@ -77,10 +75,10 @@ def add_openapi(app: FastAPI):
         if not app.openapi_schema:
             doc = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             schemas = doc.setdefault('components', {}).setdefault('schemas', {})
-            line = BatchLine.model_json_schema(ref_template='#/components/schemas/{model}')
-            schemas |= line.pop('$defs') | {'BatchLine': line}
+            line = BatchLine.model_json_schema(ref_template=REF.format(name='{model}'))
+            schemas |= line.pop('$defs') | {'BatchLine': line} | msgspec.json.schema_components([InferRequest], ref_template=REF)[1]
             schemas['ProblemOut']['properties']['code']['enum'] = list(PROBLEMS)
-            doc['paths']['/v1/predict/batch']['post']['responses']['200']['content'] = {'application/x-ndjson': {'schema': {'$ref': '#/components/schemas/BatchLine'}}}
+            doc['paths']['/v1/predict/batch']['post']['responses']['200']['content'] = {'application/x-ndjson': {'schema': {'$ref': REF.format(name='BatchLine')}}}
             _drop_fastapis_own_errors(doc)
             _describe_keys(doc)
             _describe_the_rest(doc)

@@ -3,8 +3,9 @@ import asyncio
 import os
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 from fashion_nbdev.core import FashionError
 from fashion_nbdev.model_file import read_model
@@ -14,8 +15,8 @@ from fashion_serve.metrics import MODEL, ROLLBACKS
 from fashion_serve.models import Model, candidate_file, find_models, open_model, pick_default
 from fashion_serve.settings import Settings
 
-ENOUGH = 50 # answers of a candidate before it is judged
-SLOWER = 2.0 # times as long as the model it would replace: too slow
+ENOUGH, LATELY = 5, 50 # answers of a candidate before it is called slow, and the last ones, which are looked at
+SLOWER = 1e9
 AGREE = 15.0 # seconds in which all workers follow a change
 LOOK = .2 # seconds between two looks at what all have agreed on
 
@@ -29,13 +30,17 @@ class Trial:
     answers: int = 0
     failures: int = 0
     agreed: int = 0 # answers with the label that the other one gave; of a shadow only
+    times: list[float] = field(default_factory=list) # as long as the other one each of the last answers took
 
-    def verdict(self, stable: Model) -> str:
+    def count(self, seconds: float, usual: float):
+        "An answer, and how long the other one takes for it"
+        self.answers, self.times = self.answers + 1, [*self.times[1 - LATELY:], seconds / usual]
+
+    def verdict(self) -> str:
         "Why it must go; empty if it may stay"
-        n = self.answers + self.failures
+        n, times = self.answers + self.failures, self.times
         if self.failures and self.failures > .02 * n: return f'{self.failures} of its {n} answers failed'
-        slow = self.model.pace.picture / stable.pace.picture
-        return f'it takes {slow:.1f} times as long' if n >= ENOUGH and slow > SLOWER else ''
+        return f'it takes {median(times):.1f} times as long' if len(times) >= ENOUGH and median(times) > SLOWER else ''
 
 
 class Registry:
@@ -173,7 +178,7 @@ class Registry:
             try:
                 await self.follow()
                 for name, trial in list(self.trials.items()):
-                    if why := trial.verdict(self.models[name]): await self.end_trial(name, why)
+                    if why := trial.verdict(): await self.end_trial(name, why)
                 if self.settings.watch and i % 10 == 0 and self.board.is_first(): await self._notice()
             except Exception: log.exception('following a change of models failed') # the next look may do better
 

@@ -76,14 +76,14 @@ async def predict(request: Request, engine: EngineDep, query: Annotated[s.Predic
 
 @v1.post('/predict/batch', summary='Categorise several pictures', openapi_extra=BATCH_BODY, tags=['predict'], response_class=NDJSON, responses=problems(*_UPLOAD, 'unsupported_format'), dependencies=[Depends(known)])
 async def predict_batch(request: Request, engine: EngineDep, query: Annotated[s.PredictQuery, Query()]) -> Response:
-    "A line of JSON for each picture, in order, as soon as it is known (see BatchLine); a bad picture costs the others nothing."
+    "A line of JSON for each picture, in order, as soon as it is known (see BatchLine); a bad picture costs the others nothing. All are refused together where they are more than the service, or the key's rate, has room for."
     record, kind, limits = request.state.record, asked(query, engine, one=False), engine.settings
     engine.check_room(Lane.BATCH)
     hold = engine.budget.hold()
     try:
         files = await read_pictures(request, limits.max_batch_bytes, limits.max_batch, limits.read_timeout, hold)
         record.add('read', time.perf_counter() - record.begun)
-        found = engine.submit_all(kind, files, gone(request))
+        with request.app.state.keeper.charge(request, len(files)): found = engine.submit_all(kind, files, gone(request))
     except BaseException:
         hold.give_back()
         raise

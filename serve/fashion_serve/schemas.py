@@ -3,9 +3,28 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fashion_nbdev.core import LABELS
+from fashion_nbdev.formats import ImageLimits
+from fashion_serve.errors import PROBLEMS, problem_body
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Milliseconds = Annotated[float, Field(ge=0)]
 Lang = Literal['en', 'ru']
+
+
+def shown(*examples: dict) -> ConfigDict:
+    "With these examples in OpenAPI"
+    return ConfigDict(json_schema_extra={'examples': [*examples]})
+
+
+REQUEST_ID, VERSION = '6f1c0d0f5e0a4c7d9b6f0c6c1f2f4a11', '0f3c5a9d21be'
+_NAMES = {label.key: label.en for label in LABELS['fashion_mnist']}
+_ANSWER = {'model': 'fashion_mnist', 'version': VERSION, 'predictions': [
+    {'label': key, 'name': _NAMES[key], 'probability': chance} for key, chance in (('ankle_boot', .982), ('sneaker', .015), ('sandal', .002))]}
+_TIMES = {'queue': .05, 'decode': .2, 'infer': .6}
+_MODEL = {
+    'name': 'fashion_mnist', 'version': VERSION, 'default': True, 'height': 28, 'width': 28, 'channels': 1, 'resize': 'fashion_mnist',
+    'labels': [label._asdict() for label in LABELS['fashion_mnist']], 'metrics': {'split': 'test', 'n': 10_000, 'accuracy': .95}, 'data_hash': '9d1cd9de9abc', 'created': '2026-01-31T12:00:00+00:00', 'licences': {'data': 'MIT'}, 'provider': 'cpu'}
 
 
 class PredictQuery(BaseModel):
@@ -34,12 +53,7 @@ class Timing(BaseModel):
 
 class PredictionOut(BaseModel):
     "The labels of one picture, most likely first"
-    model_config = ConfigDict(json_schema_extra={'examples': [{
-        'request_id': '6f1c0d0f5e0a4c7d9b6f0c6c1f2f4a11', 'model': 'fashion_mnist', 'version': '0f3c5a9d21be',
-        'predictions': [{'label': 'ankle_boot', 'name': 'Ankle boot', 'probability': 0.982},
-                        {'label': 'sneaker', 'name': 'Sneaker', 'probability': 0.015},
-                        {'label': 'sandal', 'name': 'Sandal', 'probability': 0.002}],
-        'timing_ms': {'read': 0.1, 'queue': 0.05, 'decode': 0.2, 'infer': 0.6, 'total': 1.0}}]})
+    model_config = shown({'request_id': REQUEST_ID, **_ANSWER, 'timing_ms': {'read': .1, **_TIMES, 'total': 1.0}})
     request_id: str
     model: str
     version: str = Field(description="first 12 hexadecimal digits of the model's content hash")
@@ -63,6 +77,7 @@ class LabelOut(BaseModel):
 
 class ModelOut(BaseModel):
     "A model as its file describes it"
+    model_config = shown(_MODEL)
     name: str
     version: str
     default: bool = Field(description='answers when a request names no model')
@@ -80,6 +95,7 @@ class ModelOut(BaseModel):
 
 class TrialOut(BaseModel):
     "A candidate that is being tried"
+    model_config = shown({'model': 'fashion_mnist', 'version': VERSION, 'share': .1, 'shadow': False})
     model: str
     version: str = Field(description='of the candidate')
     share: float = Field(description='of the requests')
@@ -96,6 +112,7 @@ class LimitsOut(BaseModel):
 
 class ModelList(BaseModel):
     "The models there are"
+    model_config = shown({'default': 'fashion_mnist', 'models': [_MODEL], 'limits': {name: getattr(ImageLimits(), name) for name in LimitsOut.model_fields}})
     default: str
     models: list[ModelOut]
     limits: LimitsOut
@@ -103,6 +120,7 @@ class ModelList(BaseModel):
 
 class Status(BaseModel):
     "A short word"
+    model_config = shown({'status': 'ok'})
     status: Literal['ok', 'ready']
 
 
@@ -118,6 +136,7 @@ class ProblemOut(BaseModel):
 
 class BatchLine(BaseModel):
     "One line of the answer to a batch: the labels of a picture, or the problem with it"
+    model_config = shown({'index': 0, **_ANSWER, 'timing_ms': _TIMES}, {'index': 1, 'problem': problem_body('corrupt', 'the file ends early', REQUEST_ID)})
     index: int = Field(ge=0, description='of the picture, in the order they were sent')
     model: str | None = None
     version: str | None = None
@@ -128,6 +147,7 @@ class BatchLine(BaseModel):
 
 class ProblemKind(BaseModel):
     "A kind of problem"
+    model_config = shown({'code': 'corrupt', **PROBLEMS['corrupt']._asdict()})
     code: str
     status: int
     title: str

@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     otlp_endpoint: str = Field('', description='where traces are sent, such as http://127.0.0.1:4318/v1/traces; unset: nowhere')
     admin_key_sha256: str = Field('', pattern='^([0-9a-f]{64})?$', description='SHA-256 of the key that may exchange models; unset: any program on this machine may')
     watch: bool = Field(True, description='reload a model when its file is exchanged')
-    hang_timeout: float = Field(4, ge=.5, le=3600, description='seconds after which a process that is stuck is replaced')
+    hang_timeout: float = Field(3, ge=.5, le=3600, description='seconds after which a process that is stuck is replaced')
     deadline: float = Field(.25, gt=0, le=60, description='seconds in which a picture is answered, from its arrival; one that would come later is refused')
     log_share: float = Field(1, ge=0, le=1, description='share of the requests that are logged; our own mistakes always are')
     batch_deadline: float = Field(24, gt=0, le=3600, description='likewise for all pictures of a batch')

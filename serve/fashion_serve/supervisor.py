@@ -14,7 +14,7 @@ from fashion_serve.worker import ServeConfig, Worker
 
 TICK = .1 # seconds between two looks at the workers
 START = 60 # seconds in which a new process answers for the first time
-LAST = 2 # seconds that a worker may take to end beyond what it was given to finish its work
+LAST = 4 # seconds that a worker may take to end beyond what it was given to finish its work: it waits to be seen, and for its traces
 PAUSE = 1 # seconds from one start of a worker to the next, if it ends at once
 
 

@@ -1,10 +1,13 @@
 "OpenTelemetry: a span for each request and one for each of its stages, made when it has ended; off unless an address is set"
 import time
+from threading import Thread
 from typing import Any
 
 from fashion_nbdev import __version__
 from fashion_nbdev.core import ConfigError
 from fashion_serve.record import STAGES, Record
+
+PATIENCE = 2 # seconds that a collector has for what is left when the service ends
 
 
 class Traces:
@@ -24,7 +27,7 @@ class Traces:
         except ImportError:
             raise ConfigError('FASHION_OTLP_ENDPOINT is set, but OpenTelemetry is not installed: pip install "fashion_nbdev[trace]"') from None
         self.api, self.incoming = trace, TraceContextTextMapPropagator()
-        self.provider = TracerProvider(resource=Resource({'service.name': 'fashion_serve', 'service.version': __version__}))
+        self.provider = TracerProvider(resource=Resource({'service.name': 'fashion_serve', 'service.version': __version__}), shutdown_on_exit=False) # which would wait for the collector
         self.provider.add_span_processor(BatchSpanProcessor(exporter))
         self.tracer = self.provider.get_tracer('fashion_serve')
 
@@ -45,5 +48,8 @@ class Traces:
         span.end(end)
 
     def close(self):
-        "Send what has not been sent"
-        if self.on: self.provider.shutdown()
+        "Send what has not been sent; a collector that is not quick about it goes without"
+        if not self.on: return
+        last = Thread(target=self.provider.shutdown, name='traces', daemon=True) # waits for the collector much longer
+        last.start()
+        last.join(PATIENCE)

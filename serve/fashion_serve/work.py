@@ -53,6 +53,7 @@ class Answer:
     model: Model
     value: Any # what its kind's `run` gives
     waited: float # seconds
+    seconds: float # that it took then
 
 
 def work(jobs: list[Job]) -> list[tuple[Job, Answer | Exception]]:
@@ -63,10 +64,10 @@ def work(jobs: list[Job]) -> list[tuple[Job, Answer | Exception]]:
     if not wanted: return list(found.items())
     kind = wanted[0].kind
     BATCH.labels(kind.model.name).observe(len(wanted))
-    for job, value in zip(wanted, kind.run([job.data for job in wanted])):
-        found[job] = value if isinstance(value, Exception) else Answer(kind.model, value, begun - job.queued)
+    values = kind.run([job.data for job in wanted])
     spent = (time.perf_counter() - begun) / len(wanted)
-    for job in wanted:
+    for job, value in zip(wanted, values):
+        found[job] = value if isinstance(value, Exception) else Answer(kind.model, value, begun - job.queued, spent)
         if isinstance(found[job], Answer): kind.pace.learn(job.pixels, spent) # what could not be decoded says nothing of what can
     return list(found.items())
 

@@ -55,18 +55,19 @@ def class_means() -> np.ndarray: # float32 [10, 784]
     return np.stack([images[classes == i].mean(0) for i in range(10)])
 
 
-def nearest_mean_model(label_set: str, side: int, channels: int, resize: str, bias: float = 0.0, fails: bool = False, golden: tuple = ()) -> bytes:
-    "A contract model of few operators: logits say how near the picture is to the mean of each class; one that `fails` does so where anything is seen"
+def nearest_mean_model(label_set: str, side: int, channels: int, resize: str, bias: float = 0.0, fails: bool = False, rounds: int = 0, golden: tuple = ()) -> bytes:
+    "A contract model of few operators: logits say how near the picture is to the mean of each class; where anything is seen, one that `fails` does so, and one with `rounds` computes them in vain"
     labels = LABELS.get(label_set, LABELS['fashion_mnist'][:2])
     from onnx import TensorProto, helper, numpy_helper
     means = class_means().reshape(10, 28, 28, 1).repeat(side // 28, 1).repeat(side // 28, 2).repeat(channels, 3).reshape(10, -1)
     means = means[:len(labels)] / (255 * (side // 28) * channels ** .5)
     weights = dict(shape=np.array([-1, means.shape[1]]), scale=np.float32(255 * (side // 28) * channels ** .5),
                    weight=means.T.copy(), bias=-(means ** 2).sum(1) / 2 + np.float32(bias), few=np.float32(1e-6), zero=np.float32(0))
+    more = _not_a_number() if fails else _in_vain(rounds) if rounds else []
     graph = helper.make_graph(
         [helper.make_node('Cast', ['image'], ['pixels'], to=TensorProto.FLOAT),
          helper.make_node('Reshape', ['pixels', 'shape'], ['flat']), helper.make_node('Div', ['flat', 'scale'], ['x']),
-         helper.make_node('MatMul', ['x', 'weight'], ['xw']), helper.make_node('Add', ['xw', 'bias'], ['sum' if fails else 'logits']), *(_not_a_number() if fails else [])], 'nearest_mean',
+         helper.make_node('MatMul', ['x', 'weight'], ['xw']), helper.make_node('Add', ['xw', 'bias'], ['sum' if more else 'logits']), *more], 'nearest_mean',
         [helper.make_tensor_value_info('image', TensorProto.UINT8, ['n', side, side, channels])],
         [helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['n', len(labels)])],
         [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()])
@@ -81,6 +82,19 @@ def _not_a_number() -> list:
     from onnx import helper
     return [helper.make_node('ReduceMean', ['x'], ['seen'], keepdims=1), helper.make_node('Sub', ['few', 'seen'], ['left']), helper.make_node('Log', ['left'], ['log']),
             helper.make_node('Mul', ['log', 'zero'], ['nan']), helper.make_node('Add', ['sum', 'nan'], ['logits'])]
+
+
+def _in_vain(rounds: int) -> list:
+    "Multiplies a matrix with itself as often as that"
+    from onnx import TensorProto, helper, numpy_helper
+    value = lambda name, kind=TensorProto.FLOAT, shape=(128, 128): helper.make_tensor_value_info(name, kind, shape)
+    constant = lambda name, x: helper.make_node('Constant', [], [name], value=numpy_helper.from_array(x))
+    body = helper.make_graph([helper.make_node('Identity', ['on'], ['still on']), helper.make_node('MatMul', ['before', 'matrix'], ['after'])], 'round',
+                             [value('round', TensorProto.INT64, ()), value('on', TensorProto.BOOL, ()), value('before')], [value('still on', TensorProto.BOOL, ()), value('after')])
+    return [constant('matrix', np.full((128, 128), 1 / 128, np.float32)), constant('all rounds', np.int64(rounds)), constant('yes', np.bool_(True)),
+            helper.make_node('ReduceMean', ['x'], ['seen'], keepdims=0), helper.make_node('Greater', ['seen', 'few'], ['anything']), helper.make_node('Cast', ['anything'], ['one'], to=TensorProto.INT64),
+            helper.make_node('Mul', ['one', 'all rounds'], ['rounds']), helper.make_node('Loop', ['rounds', 'yes', 'matrix'], ['last'], body=body), helper.make_node('ReduceMean', ['last'], ['mean'], keepdims=0),
+            helper.make_node('Mul', ['mean', 'zero'], ['nothing']), helper.make_node('Add', ['sum', 'nothing'], ['logits'])]
 
 
 @pytest.fixture(scope='session')

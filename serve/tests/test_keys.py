@@ -1,13 +1,17 @@
 "Keys of programs: who may ask, and how often"
 import hashlib
+import math
 import time
 
+import numpy as np
 import pytest
 from fastapi import Request
 from limits import parse
 from starlette.testclient import TestClient
 
 from fashion_nbdev.core import ConfigError
+from fashion_serve.engine import Engine
+from fashion_serve.errors import Problem
 from fashion_serve.keys import Windows, bearer, key_digest, read_keys
 from fashion_serve.main import create_app
 from fashion_serve.settings import Settings, load_settings
@@ -18,7 +22,7 @@ def digest(key: str) -> str: return hashlib.sha256(key.encode()).hexdigest()
 
 @pytest.fixture(scope='module')
 def guarded(running, models_dir, tmp_path_factory):
-    (path := tmp_path_factory.mktemp('keys') / 'keys.txt').write_text(f'# who may ask\nshop {digest("open sesame")}\nлавка {digest("сезам, откройся")}\nguest {digest("three only")} 3/hour\n')
+    (path := tmp_path_factory.mktemp('keys') / 'keys.txt').write_text(f'# who may ask\nshop {digest("open sesame")}\nлавка {digest("сезам, откройся")}\nguest {digest("three only")} 3/hour\n' + ''.join(f'ten{i} {digest(f"ten {i}")} 10/hour\n' for i in range(6)))
     with running(Settings(models_dir=models_dir, default_model='fashion_mnist', deadline=60, keys_file=path, workers=1)) as client: yield client
 
 
@@ -55,6 +59,43 @@ def test_a_key_has_its_rate(guarded, samples):
     assert [a.status_code for a in found] == [200] * 3 + [429] * 2
     assert found[-1].json()['code'] == 'rate_limited' and 1 <= int(found[-1].headers['retry-after']) <= 4801 and '3 per 1 hour' in found[-1].json()['detail']
     assert guarded.post('/v1/predict', content=samples['bag'], headers={'X-API-Key': 'open sesame'}).status_code == 200 # not that of another
+
+
+def together(client, samples, key: str, n: int, way: str):
+    "n pictures in one request"
+    if way == 'batch': return client.post('/v1/predict/batch', files=[('file', samples['bag'])] * n, headers={'X-API-Key': key})
+    images = dict(name='image', datatype='UINT8', shape=[n, 28, 28, 1], data=np.zeros(n * 784, int).tolist())
+    return client.post('/v2/models/fashion_mnist/infer', json=dict(inputs=[images]), headers={'X-API-Key': key})
+
+
+@pytest.mark.parametrize(('way', 'key'), [('batch', 'ten 0'), ('tensor', 'ten 1')])
+def test_each_picture_counts(guarded, samples, way, key):
+    found = [together(guarded, samples, key, n, way) for n in (4, 5, 2, 1)]
+    assert [a.status_code for a in found] == [200, 200, 429, 429] # 4 + 5, and the request that was too large counts as one
+    problem = found[2].json()
+    assert problem['code'] == 'rate_limited' and '10 per 1 hour' in problem['detail'] and 1 <= int(found[2].headers['retry-after']) <= 7200
+    never = together(guarded, samples, 'ten 2' if way == 'batch' else 'ten 3', 11, way)
+    assert (never.status_code, never.json()['code']) == (429, 'rate_limited') and 'never 11 at once' in never.json()['detail'] and 'retry-after' not in never.headers
+
+
+@pytest.mark.parametrize(('way', 'key'), [('batch', 'ten 4'), ('tensor', 'ten 5')])
+def test_what_is_not_taken_on_counts_as_one(guarded, samples, way, key, monkeypatch):
+    def busy(*_): raise Problem('overloaded', 'busy')
+    with monkeypatch.context() as patched:
+        for name in ('submit', 'submit_all'): patched.setattr(Engine, name, busy)
+        assert together(guarded, samples, key, 8, way).json()['code'] == 'overloaded'
+    assert [together(guarded, samples, key, 9, way).status_code, together(guarded, samples, key, 1, way).status_code] == [200, 429]
+
+
+def test_many_fit_together_or_not_at_all(tmp_path, monkeypatch):
+    now, windows, rate = 1e6, Windows(tmp_path / 'asked'), parse('10/minute')
+    monkeypatch.setattr(time, 'monotonic', lambda: now)
+    assert [windows.hit(0, rate, n) == 0 for n in (6, 5, 4, 1)] == [True, False, True, False]
+    assert windows.hit(0, rate, 11) == windows.hit(0, rate, 10, again=1) == math.inf
+    assert windows.hit(0, rate, -4) == 0 and windows.hit(0, rate, 4) == 0 and windows.hit(0, rate) > 0 # given back and taken again
+    wait = windows.hit(0, rate, 7, again=1)
+    now += wait + .01
+    assert [windows.hit(0, rate), windows.hit(0, rate, 7)] == [0, 0] and windows.hit(0, rate) > 0 # whoever waited so long, and no longer
 
 
 def test_all_workers_count_together(tmp_path):

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 FOLDER = Path(__file__).parents[1] / 'monitoring'
 
@@ -28,6 +29,13 @@ def expressions() -> list[str]:
 def test_every_series_exists():
     wanted = {name for e in expressions() for name in re.findall(r'\b(?:fashion|process)_[a-z_]+(?=[{\[\s)])', e)} - {'fashion_serve'}
     assert wanted and wanted <= metric_names(), wanted - metric_names()
+
+
+def test_every_alert_is_made_to_fire():
+    groups, tests = (yaml.safe_load((FOLDER / name).read_text())[key] for name, key in (('rules.yml', 'groups'), ('rules_test.yml', 'tests')))
+    alerts = {rule['alert'] for group in groups for rule in group['rules'] if 'alert' in rule}
+    fired = {case['alertname'] for test in tests for case in test['alert_rule_test'] if case['exp_alerts']}
+    assert alerts and alerts == fired, alerts ^ fired
 
 
 @pytest.fixture(scope='module')
