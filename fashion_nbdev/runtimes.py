@@ -58,20 +58,21 @@ def race(
     images: np.ndarray, # uint8 [n, height, width, channels]
     rounds: int = 15, # turns that each runtime gets
     calls: int = 5, # in a turn, of which the fastest counts
-) -> list[dict]: # of each: runtime, batch_size, ms of the batch, images_per_s, cpu_ms_per_image, slower (than the first: `spread` of the rounds), differs (greatest difference of a probability from the first's)
+) -> list[dict]: # of each: runtime, batch_size, ms of the batch, p95_ms and p99_ms of all its calls, images_per_s, cpu_ms_per_image, slower (than the first: `spread` of the rounds), differs (greatest difference of a probability from the first's)
     "Time every candidate on the same pictures, in turns"
     first, *_ = candidates.values()
     softmax = lambda x: (e := np.exp(x - x.max(1, keepdims=True)))/e.sum(1, keepdims=True)
-    expected, ms, cpu = softmax(first(images)), np.empty((rounds, len(candidates))), np.zeros(len(candidates))
+    expected, ms, cpu = softmax(first(images)), np.empty((rounds, len(candidates), calls)), np.zeros(len(candidates))
     for f in candidates.values(): f(images), f(images) # compile, allocate
     for r in range(rounds):
         for i, f in list(enumerate(candidates.values()))[::1 if r % 2 else -1]:
             begun = time.process_time()
             for _ in range(calls): f(images)
             cpu[i] += 1000*(time.process_time() - begun)/calls/len(images)/rounds
-            ms[r, i] = time_calls(partial(f, images), calls, warmup=0).min()
-    return [dict(runtime=name, batch_size=len(images), ms=float(np.median(ms[:, i])), images_per_s=float(1000*len(images)/np.median(ms[:, i])), cpu_ms_per_image=float(cpu[i]),
-                 **spread(ms[:, i]/ms[:, 0], 'slower'), differs=float(np.abs(softmax(f(images)) - expected).max())) for i, (name, f) in enumerate(candidates.items())]
+            ms[r, i] = time_calls(partial(f, images), calls, warmup=0)
+    best = ms.min(2)
+    return [dict(runtime=name, batch_size=len(images), ms=float(np.median(best[:, i])), p95_ms=float(np.percentile(ms[:, i], 95)), p99_ms=float(np.percentile(ms[:, i], 99)), images_per_s=float(1000*len(images)/np.median(best[:, i])), cpu_ms_per_image=float(cpu[i]),
+                 **spread(best[:, i]/best[:, 0], 'slower'), differs=float(np.abs(softmax(f(images)) - expected).max())) for i, (name, f) in enumerate(candidates.items())]
 
 # %% ../nbs/08c_runtimes.ipynb #cell-14
 BATCH_SIZES, THREADS, ROUNDS = '1,8,32', '1,2', 15 # of a whole measurement
