@@ -82,4 +82,5 @@ def fashion_lineage(
     if found['data_hash'] != found['measured_data_hash']: raise LineageError(f'{found["file"]} says data {found["data_hash"][:12]}, but was measured on {found["measured_data_hash"][:12]}: evaluate it on its own data set')
     stage, lock = _wrote(found['file'], [lock] if lock else ['dvc.lock', *sorted(map(str, Path('pipelines').glob('*/dvc.lock')))])
     print(f'{found["file"]} is the file that stage {stage} of {lock} wrote')
+    if (found['commit'] or '').endswith('-dirty'): print(f'but with code that had been changed since commit {found["commit"].removesuffix("-dirty")}: nobody can check that code out')
     return found | dict(stage=stage)
