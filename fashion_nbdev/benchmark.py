@@ -82,10 +82,11 @@ def _is_ready(port: int) -> bool:
     except (OSError, http.client.HTTPException): return False
     finally: conn.close()
 
-def _peak_mb(pid: int) -> float | None: # MB, None where there is no /proc
-    try: lines = Path(f'/proc/{pid}/status').read_text().splitlines()
-    except OSError: return None
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith('VmHWM')), None)
+def _peak_mb(pid: int) -> float: # MB, 0 where there is no /proc
+    "Resident memory at its peak, of a process and of all that it started"
+    try: lines, children = Path(f'/proc/{pid}/status').read_text().splitlines(), Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    except OSError: return 0.0
+    return sum(int(line.split()[1])*1024/1e6 for line in lines if line.startswith('VmHWM')) + sum(_peak_mb(int(child)) for child in children)
 
 # %% ../nbs/08_benchmark.ipynb #cell-14
 def serve_command() -> str | None: # None where the service is not installed

@@ -156,5 +156,5 @@ def fashion_labels(
     if figure:
         with write_beside(figure) as part: show_doubtful(all_training(splits), probs[0], report['worst'], [label.en for label in labels_of(cfg.data)]).savefig(part, format='png', dpi=72)
     print('{doubtful:,} of {training_images:,} training labels are doubtful and {doubtful_test:,} of the test split; '
-          '{repeated_test:,} test images have a near-duplicate in training'.format(**report))
+          '{repeated_test:,} test images look like a training image (cosine of at least {alike:g})'.format(**report))
     return report

@@ -82,21 +82,22 @@ def load_sweep(
 
 # %% ../nbs/05c_sweep.ipynb #cell-13
 @lru_cache(maxsize=2)
-def _shifted_photos(settings: tuple) -> tuple[np.ndarray, np.ndarray]:
+def _shifted_photos(settings: tuple, shifts: tuple) -> tuple[np.ndarray, np.ndarray]:
     "Validation photographs under every shift, uint8 [shifts, n, height, width, channels], and labels int64 [n]"
     data = DataConfig(**dict(settings))
     photos, keys = photo_splits(data, progress=False)['valid'], [label.key for label in labels_of(data)]
     height, width, _, resize, crop_pct = input_rule(data)
-    made = [[resize_image(shifted(img, name), height, width, resize, crop_pct) for name in SHIFTS]
+    made = [[resize_image(shifted(img, name), height, width, resize, crop_pct) for name in shifts]
             for img in (shifted(p.read(), 'none') for p in tqdm(photos, 'shifts', unit=' photos', leave=False, disable=None))]
     return np.stack(made, 1), np.array([keys.index(p.label) for p in photos])
 
 def shifted_accuracy(
     cfg: Config, # an experiment with photographs
     folder: str | Path, # of its network, in Hugging Face format
+    shifts: tuple[str, ...] = tuple(SHIFTS), # names in `shifts.REPORTED`
 ) -> float: # 0 to 1
-    "Mean accuracy on the validation photographs under all shifts"
-    images, labels = _shifted_photos(tuple(asdict(replace(cfg.data, train_size=0)).items()))
+    "Mean accuracy on the validation photographs under shifts"
+    images, labels = _shifted_photos(tuple(asdict(replace(cfg.data, train_size=0)).items()), shifts)
     found = probabilities(folder, images.reshape(-1, *images.shape[2:])).argmax(1)
     return float((found == np.tile(labels, len(images))).mean())
 
