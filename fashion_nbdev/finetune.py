@@ -11,6 +11,7 @@ from .config import AugmentConfig, TrainConfig
 from .core import ConfigError, all_cores, first_line
 from .data import Split
 from .networks import load_model
+from .photo_augment import random_turns
 from .transfer import as_linear, fast_convs, features, fit_logistic
 
 # %% ../nbs/04b_finetune.ipynb #cell-6
@@ -130,8 +131,9 @@ class SoftTargets(Callback):
         augment: AugmentConfig, # its `mixup` and `cutmix`
         teachers: Teachers | None = None, # targets come from the labels alone if not given
         weight: float = 0.0, # of the teachers' answers in the targets; the rest is the label's
-    ):
-        self.n_classes, self.size, self.teachers, self.weight = n_classes, size, teachers, weight
+    ): # raises `ConfigError`
+        self.n_classes, self.size, self.teachers, self.weight, self.turn = n_classes, size, teachers, weight, augment.turn if teachers else 0
+        if self.turn and size[0] != size[1]: raise ConfigError(f'augment.turn needs a square input where teachers look first, but it is {size[0]}x{size[1]}: set it to 0')
         self.mix = Mixup(augment.mixup, augment.cutmix, label_smoothing=0.0, num_classes=n_classes) if augment.mixup or augment.cutmix else None
 
     def before_fit(self):
@@ -144,6 +146,7 @@ class SoftTargets(Callback):
         if self.teachers is not None:
             shift, scale = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (self.dls.train.mean, self.dls.train.std))
             y = (1 - self.weight)*y + self.weight*self.teachers(x*scale + shift)
+            x = random_turns(x, self.turn, torch.default_generator) # which Reseed sets
         self.learn.xb, self.learn.yb = (resize(x, self.size),), (y,)
 
     def _mixed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -144,7 +144,8 @@ def _photo_augment(cfg: Config, height: int, width: int) -> Callable:
     "Views of photographs; those kept at the network's size already are not cropped again"
     rule = input_rule(cfg.data)
     framed = (rule.resize, rule.crop_pct) if cfg.data.train_size else ('stretch', 1.0)
-    return make_photo_augment(cfg.augment, height, width, *framed)
+    augment = replace(cfg.augment, turn=0.0) if cfg.train.teachers else cfg.augment # teachers look at upright ones first
+    return make_photo_augment(augment, height, width, *framed)
 
 def make_recipe(
     cfg: Config, # the experiment
