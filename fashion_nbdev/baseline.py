@@ -141,8 +141,7 @@ def make_learner(
     "A fastai learner for an experiment: network, data, optimiser and the callbacks above"
     set_seed(cfg.seed)
     keep_memory()
-    t, keys = cfg.train, [label.key for label in labels_of(cfg.data)]
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    t, keys, device = cfg.train, [label.key for label in labels_of(cfg.data)], 'cuda' if torch.cuda.is_available() else 'cpu'
     height, width, channels = splits['valid'].images.shape[1:]
     check_size(model := build_model(cfg, channels, len(keys)), shape := (channels, height, width))
     mean, std = input_stats(model) if cfg.model.pretrained else (None, None)

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # deploy.sh IMAGE [USER@HOST]: put an image into service with compose.yaml, on this machine or on one reached by ssh; where it does not
 # answer as smoke.py expects, go back to the release before it. A release is a folder of its own in $FASHION_RELEASES (~/fashion), so
-# that what is gone back to is all that was deployed then; settings of the host are in .env there. The host needs Docker with compose.
+# that what is gone back to is all that was deployed then; settings of the host are in .env there, as compose.yaml names them. With
+# FASHION_KEYS_FILE among them, FASHION_SMOKE_KEY there (or, without ssh, in the environment) is one of its keys, for smoke.py alone.
+# The host needs Docker with compose.
 set -euo pipefail
 cd "$(dirname "$0")"
 [ $# -ge 1 ] && [ $# -le 2 ] || { echo "usage: deploy.sh IMAGE [USER@HOST]; IMAGE is such as ghcr.io/owner/fashion_nbdev:0.1.0" >&2; exit 2; }
@@ -18,6 +20,7 @@ root=${FASHION_RELEASES:-$HOME/fashion}
 mkdir -p "$root"
 exec 9> "$root/.lock"
 flock --nonblock 9 || { echo "deploy.sh: another deployment is at work in $root: wait for its end" >&2; exit 1; }
+key=${FASHION_SMOKE_KEY:-$([ ! -f "$root/.env" ] || sed -nE "s/^FASHION_SMOKE_KEY=[\"']?([^\"']*)[\"']?\$/\1/p" "$root/.env" | tail -1)}
 release=$root/$(date -u +%Y%m%dT%H%M%S.%NZ)
 previous=$(readlink "$root/current" || true)
 
@@ -26,12 +29,13 @@ compose() { # compose RELEASE ARGUMENT...
     env -u FASHION_IMAGE docker compose --file "$folder/compose.yaml" "$@" 9>&-
 }
 serve() { # serve RELEASE: start it, and ask it what it is there for
-    compose "$1" up --detach --no-build --wait --wait-timeout 180 --remove-orphans && compose "$1" exec -T fashion_serve python - < "$1/smoke.py"
+    compose "$1" up --detach --no-build --wait --wait-timeout 180 --remove-orphans && # the key goes where no list of processes shows it
+        { printf '%s\n' "$key"; cat "$1/smoke.py"; } | compose "$1" exec -T fashion_serve sh -c 'IFS= read -r FASHION_SMOKE_KEY; export FASHION_SMOKE_KEY; exec python -'
 }
 
 mkdir "$release"
 cp -r "${files[@]}" "$release"
-(umask 077; { [ ! -f "$root/.env" ] || cat "$root/.env"; printf '\nFASHION_IMAGE=%s\n' "$image"; } > "$release/.env")
+(umask 077; { [ ! -f "$root/.env" ] || sed '/^FASHION_SMOKE_KEY=/d' "$root/.env"; printf '\nFASHION_IMAGE=%s\n' "$image"; } > "$release/.env")
 if serve "$release"; then
     ln -sfn "$release" "$root/current.new"
     mv -T "$root/current.new" "$root/current"

@@ -9,6 +9,7 @@ import urllib.request
 BUSY = {429, 503} # not yet, or not now: asked again
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({})) # a proxy's answer says nothing of the service
 HEADERS = {'Authorization': f'Bearer {key}'} if (key := os.environ.get('FASHION_SMOKE_KEY')) else {} # where the service asks for keys
+NO_KEY = 'status 401: set FASHION_SMOKE_KEY to a key that the service knows by its FASHION_KEYS_FILE'
 
 
 def ask(url: str, until: float, data: bytes | None = None) -> bytes:
@@ -16,7 +17,7 @@ def ask(url: str, until: float, data: bytes | None = None) -> bytes:
     while True:
         try:
             with DIRECT.open(urllib.request.Request(url, data, HEADERS), timeout=10) as answer: return answer.read()
-        except urllib.error.HTTPError as e: said, again = f'status {e.code}: {e.read(300).decode("utf-8", "replace")}', e.code in BUSY
+        except urllib.error.HTTPError as e: said, again = NO_KEY if e.code == 401 else f'status {e.code}: {e.read(300).decode("utf-8", "replace")}', e.code in BUSY
         except OSError as e: said, again = str(getattr(e, 'reason', e)), True
         if not again or time.monotonic() > until: raise SystemExit(f'smoke.py: {url} answers with {said}')
         time.sleep(.3)

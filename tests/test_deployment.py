@@ -1,6 +1,7 @@
 "Putting the service into operation: compose file, cluster manifests, the smoke test, and a deployment that goes back by itself"
 import fcntl
 import getpass
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,11 @@ def manifests() -> dict[str, dict]:
     return {m['kind']: m for path in sorted(CLUSTER.glob('*.yaml')) for m in [yaml.safe_load(path.read_text(encoding='utf-8'))]}
 
 
+def as_if_unset(value: str) -> str:
+    "A value of the compose file where none of the variables that it names is set"
+    return re.sub(r'\$\{\w+:-(.*?)\}', r'\1', value)
+
+
 def known(name: str) -> bool:
     "Whether a variable is one of the service's settings"
     return name.startswith('FASHION_') and name.removeprefix('FASHION_').lower() in Settings.model_fields
@@ -47,7 +53,7 @@ def test_compose_schema_finds_faults(tmp_path):
 
 
 def test_mounted_files_exist_and_are_all_of_the_monitoring(compose):
-    places = [re.sub(r'\$\{\w+:-(.*?)\}', r'\1', v) for s in compose['services'].values() for v in s.get('volumes', [])] # as if nothing were set
+    places = [as_if_unset(v) for s in compose['services'].values() for v in s.get('volumes', [])]
     mounted = {v.split(':')[0] for v in places if v.startswith('.')} - {'./config'}
     assert (SERVE/'config').is_dir() and not [m for m in mounted if not (SERVE/m).is_file()]
     assert {Path(m).name for m in mounted} == {p.name for p in (SERVE/'monitoring').iterdir()} - {'rules_test.yml'}
@@ -73,7 +79,8 @@ def test_everything_is_confined_and_watched(compose):
 def test_settings_in_the_compose_file_are_known(compose):
     service = compose['services']['fashion_serve']
     assert service['environment'] and not [name for name in service['environment'] if not known(name)]
-    Settings(**{name.removeprefix('FASHION_').lower(): value for name, value in service['environment'].items()})
+    given = Settings(**{name.removeprefix('FASHION_').lower(): as_if_unset(value) for name, value in service['environment'].items()})
+    assert given.workers == service['cpus'], 'version 1 of control groups may not tell the service how many cores it has'
     assert service['ports'] == [f'${{FASHION_PUBLISH:-127.0.0.1:8000}}:{service["environment"]["FASHION_PORT"]}']
 
 
@@ -158,7 +165,8 @@ from pathlib import Path
 state, words = Path(os.environ['STATE']), sys.argv[1:]
 assert words[:2] == ['compose', '--file'], words
 folder, (verb, *rest) = Path(words[2]).parent, words[3:]
-image = [line.split('=')[1] for line in (folder/'.env').read_text().splitlines() if line.startswith('FASHION_IMAGE=')][-1]
+own = dict(line.split('=', 1) for line in (folder/'.env').read_text().splitlines() if line)
+image = own['FASHION_IMAGE']
 def stop():
     if not (state/'pid').exists(): return
     pid = int((state/'pid').read_text())
@@ -171,13 +179,13 @@ if verb in ('up', 'down'): stop()
 if verb == 'up':
     assert {'--detach', '--no-build', '--wait'} <= set(rest) and (folder/'monitoring/rules.yml').is_file(), rest
     if not (state/image).is_dir(): sys.exit(f'{image}: no such image')
-    env = os.environ | dict(FASHION_PORT=(state/'port').read_text(), FASHION_MODELS_DIR=str(state/image), FASHION_DEADLINE='30', FASHION_WORKERS='1')
+    env = os.environ | own | dict(FASHION_PORT=(state/'port').read_text(), FASHION_MODELS_DIR=str(state/image), FASHION_DEADLINE='30', FASHION_WORKERS='1')
     with open(state/'log', 'w') as log: service = subprocess.Popen([os.environ['SERVICE']], env=env, stdout=log, stderr=log, start_new_session=True)
     (state/'pid').write_text(str(service.pid))
     (state/'served').open('a').write(image + '\n')
 elif verb == 'exec':
-    assert rest == ['-T', 'fashion_serve', 'python', '-'], rest
-    sys.exit(subprocess.run([sys.executable, '-', '--wait', '30'], env=os.environ | dict(FASHION_PORT=(state/'port').read_text())).returncode)
+    assert rest[:2] == ['-T', 'fashion_serve'], rest
+    sys.exit(subprocess.run(rest[2:], env=own | dict(PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}', FASHION_PORT=(state/'port').read_text())).returncode)
 elif verb == 'logs': print((state/'log').read_text() if (state/'log').exists() else '')
 '''
 
@@ -194,8 +202,8 @@ class Host:
         (folder/'bin/docker').chmod(0o755)
         self.env = dict(PATH=f'{folder}/bin:{os.environ["PATH"]}', STATE=str(self.state), FASHION_RELEASES=str(self.releases), SERVICE=str(BIN/'fashion_serve'), PYTHONPATH=os.environ.get('PYTHONPATH', ''))
 
-    def deploy(self, *args: str) -> subprocess.CompletedProcess:
-        return subprocess.run([SERVE/'deploy.sh', *args], env=clean_env(**self.env), timeout=120, **FINDS)
+    def deploy(self, *args: str, **env: str) -> subprocess.CompletedProcess:
+        return subprocess.run([SERVE/'deploy.sh', *args], env=clean_env(**self.env, **env), timeout=120, **FINDS)
 
     @property
     def serves(self) -> str: return (self.releases/'current/.env').read_text().splitlines()[-1]
@@ -203,8 +211,8 @@ class Host:
     @property
     def served(self) -> list[str]: return (self.state/'served').read_text().split()
 
-    def smoke(self) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, SERVE/'smoke.py', f'http://127.0.0.1:{(self.state/"port").read_text()}', '--wait', '5'], **FINDS)
+    def smoke(self, **env: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, SERVE/'smoke.py', f'http://127.0.0.1:{(self.state/"port").read_text()}', '--wait', '5'], env=clean_env(**env), **FINDS)
 
 
 @pytest.fixture
@@ -236,6 +244,32 @@ def test_first_image_that_is_bad_leaves_nothing(host):
     done = host.deploy('mixed_up')
     assert done.returncode == 1 and 'takes an ankle boot for' in done.stderr and done.stderr.endswith('nothing serves\n')
     assert not (host.releases/'current').exists() and not (host.state/'pid').exists() and host.smoke().returncode == 1
+
+
+def let_in(host: Host, key: str, *more: str):
+    "Settings of the host: who asks needs this key"
+    (keys := host.state/'keys.txt').write_text(f'deployment {hashlib.sha256(key.encode()).hexdigest()}\n')
+    host.releases.mkdir(exist_ok=True)
+    (host.releases/'.env').write_text('\n'.join([f'FASHION_KEYS_FILE={keys}', *more]))
+
+
+def test_deployment_where_keys_are_asked_for(host):
+    key, other = 'open sesame', 'another one'
+    let_in(host, key, f'FASHION_SMOKE_KEY="{key}"')
+    done = host.deploy('good')
+    assert done.returncode == 0 and 'ankle_boot' in done.stdout, done.stderr
+    assert host.smoke(FASHION_SMOKE_KEY=key).returncode == 0
+    assert key not in (host.releases/'current/.env').read_text(), 'the service need not know it'
+    let_in(host, other) # since then
+    done = host.deploy('mixed_up', FASHION_SMOKE_KEY=other)
+    assert done.returncode == 1 and 'takes an ankle boot for' in done.stderr and done.stderr.endswith('good serves again\n'), done.stderr
+
+
+def test_deployment_without_the_key_says_what_to_set(host):
+    let_in(host, 'open sesame')
+    for done in host.deploy('good'), host.deploy('good', FASHION_SMOKE_KEY='wrong'):
+        [said] = [line for line in done.stderr.splitlines() if line.startswith('smoke.py: ')]
+        assert done.returncode == 1 and said.endswith('answers with status 401: set FASHION_SMOKE_KEY to a key that the service knows by its FASHION_KEYS_FILE')
 
 
 def test_old_releases_go(host):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -185,7 +186,7 @@ def test_imports_are_declared_as_dependencies():
     assert not undeclared(modules().values(), required('client', 'serve', 'train'), top_level=False)
     tests = [*ROOT.glob('tests/*.py'), *ROOT.glob('serve/tests/*.py'), *ROOT.glob('scripts/*.py'), *ROOT.glob('benchmarks/*.py')]
     ours = {p.stem for p in tests}
-    assert not undeclared(tests, required('serve', 'train', 'dev'), top_level=False) - ours
+    assert not undeclared(tests, required('serve', 'trace', 'train', 'dev'), top_level=False) - ours
 
 
 # Versions, pins and environments
@@ -229,7 +230,7 @@ def test_pins_cover_every_extra_everywhere(machine):
 def test_serving_pins_agree_with_the_others(machine):
     everything, build = pinned('constraints.txt', **machine), pinned('serve/build-requirements.txt', **machine)
     serving = pinned('serve/requirements.txt', **machine)
-    assert set(required('serve')) <= set(serving) and set(required('build', core=False)) <= set(build), 'run `make lock`'
+    assert set(required('serve', 'trace')) <= set(serving) and set(required('build', core=False)) <= set(build), 'run `make lock`'
     openvino = pinned('serve/openvino-requirements.txt', **machine)
     assert not (serving | openvino | build).items() - everything.items(), 'run `make lock`'
     assert set(required('openvino')) <= set(openvino), 'run `make lock`'
@@ -253,7 +254,7 @@ def closure(*extras: str) -> set[str]:
 def test_pins_hold_here_to_the_last_package():
     here, serving = pinned('constraints.txt'), pinned('serve/requirements.txt')
     assert not closure('serve', 'train', 'dev') - set(here) - {'pip'}, 'not pinned: run `make lock`'
-    assert not closure('serve') - set(serving), 'missing from serve/requirements.txt: run `make lock`'
+    assert not closure('serve', 'trace') - set(serving), 'missing from serve/requirements.txt: run `make lock`'
     other = {name: (metadata.version(name), here[name]) for name in closure('serve', 'train', 'dev') & set(here)
              if metadata.distributions(name=name) and next(iter(metadata.distributions(name=name)), None)
              and metadata.version(name).split('+')[0] != here[name]}
@@ -404,6 +405,23 @@ def test_ci_runs_make_test():
     assert os.access(run, os.X_OK) and run.read_text().rstrip().endswith('exec make test') and 'set -euo pipefail' in run.read_text()
     recipe = subprocess.run(['make', '-n', 'test'], cwd=ROOT, env=clean_env(), capture_output=True, text=True).stdout
     for part in ('environment.sh dev', 'ruff check', 'pytest', '--least', '-u IN_TEST', 'OMP_NUM_THREADS=1'): assert part in recipe, part
+
+
+@pytest.mark.parametrize(('user', 'sudo', 'by'), [(0, False, ''), (1000, True, 'sudo '), (1000, False, None)])
+@pytest.mark.parametrize('fails', [False, True])
+def test_ci_installs_what_the_machine_lacks_where_it_may(tmp_path, user, sudo, by, fails):
+    for name in ('bash', 'dirname', 'env', 'sh', 'true'): (tmp_path/name).symlink_to(shutil.which(name))
+    for name in ('python3', 'git', 'chromium', 'chromedriver'): script(tmp_path/name, '#!/bin/sh\n')
+    script(tmp_path/'id', f'#!/bin/sh\necho {user}\n')
+    script(tmp_path/'make', '#!/bin/sh\necho "make $*"\n')
+    script(tmp_path/'apt-get', f'#!/bin/sh\necho "${{BY}}apt-get $* ($DEBIAN_FRONTEND)" >> "{tmp_path}/asked"\nexit {int(fails)}\n')
+    script(tmp_path/'sudo', f'#!/bin/sh\n[ "$1" = -n ] && {str(sudo).lower()} || exit 1\nshift\nBY="sudo " exec "$@"\n')
+    (tmp_path/'asked').touch()
+    done = subprocess.run([ROOT/'.ci/run'], env=clean_env(PATH=str(tmp_path)), capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith('make test\n') and 'skipping the tests of the alerts' in done.stdout, done.stdout + done.stderr
+    assert 'for want of root' in done.stdout if by is None else ('prometheus could not be installed' in done.stdout) == fails
+    calls = [] if by is None else ['update -qq', 'install -y -qq --no-install-recommends prometheus']
+    assert (tmp_path/'asked').read_text().splitlines() == [f'{by}apt-get {call} (noninteractive)' for call in calls]
 
 
 def undocumented(source: str) -> list[str]:

@@ -16,7 +16,7 @@ from fashion_serve.models import Model, candidate_file, find_models, open_model,
 from fashion_serve.settings import Settings
 
 ENOUGH, LATELY = 5, 50 # answers of a candidate before it is called slow, and the last ones, which are looked at
-SLOWER = 1e9
+SLOWER = 2.0 # times as long as the model it would replace: too slow
 AGREE = 15.0 # seconds in which all workers follow a change
 LOOK = .2 # seconds between two looks at what all have agreed on
 

@@ -20,7 +20,7 @@ class Settings(BaseSettings):
     provider: Literal['cpu', 'openvino', 'cuda', 'tensorrt', 'auto'] = Field('cpu', description='what runs the models; auto: the best that works')
     workers: int = Field(default_factory=usable_cores, ge=1, le=256, description='processes that answer; unset: the cores usable')
     threads: int = Field(1, ge=1, le=256, description='pictures that each of them works on at once')
-    keys_file: Path | None = Field(None, description="file of lines 'name sha256 [rate]': who may ask, and how often; unset or empty: everybody")
+    keys_file: Path | None = Field(None, description="file of lines 'name sha256 [rate]': who may ask, and about how many pictures; unset or empty: everybody")
     otlp_endpoint: str = Field('', description='where traces are sent, such as http://127.0.0.1:4318/v1/traces; unset: nowhere')
     admin_key_sha256: str = Field('', pattern='^([0-9a-f]{64})?$', description='SHA-256 of the key that may exchange models; unset: any program on this machine may')
     watch: bool = Field(True, description='reload a model when its file is exchanged')

@@ -7,7 +7,7 @@ from fashion_nbdev import __version__
 from fashion_nbdev.core import ConfigError
 from fashion_serve.record import STAGES, Record
 
-PATIENCE = 2 # seconds that a collector has for what is left when the service ends
+PATIENCE = 1.5 # seconds that a collector has for what is left when the service ends
 
 
 class Traces:

@@ -1,14 +1,24 @@
 "Models exchanged while the service answers: POST reload, canary, shadow, promote; a bad file changes nothing"
 import json
 import os
+import re
 import shutil
 import signal
+import sys
 import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
+
+from fashion_nbdev.predict import Predictor
+from fashion_serve.shadow import NICE
+
+SLOW, FEW = .3, 10 # seconds that a slow candidate takes for a picture, and answers after which it has to be gone
 
 
 @pytest.fixture(scope='module')
@@ -111,6 +121,76 @@ def test_a_shadow_is_compared_and_never_seen(own, make_model, samples):
     time.sleep(.5)
     with urllib.request.urlopen(own.url + 'metrics') as answer: assert b'fashion_shadow_answers_total{agrees="true",model="fashion_mnist"}' in answer.read()
     assert ask(own, 'v1/models/fashion_mnist/trial', None, 'DELETE')[0] == 200
+
+
+def make_slow(make_model, picture: bytes, seconds: float) -> bytes:
+    "A candidate that takes so long here, and is quick when it is warmed up"
+    tried, begun = Predictor(model(make_model, 7.0, rounds=1000)), time.thread_time()
+    tried.predict(picture)
+    return model(make_model, 7.0, rounds=int(1000 * seconds / (time.thread_time() - begun)))
+
+
+@pytest.fixture
+def alone(started, make_model, tmp_path):
+    "A maker of services with one worker, where one request at a time is answered, and a candidate"
+    @contextmanager
+    def start(candidate: bytes, **env: str):
+        (tmp_path / 'fashion_mnist.onnx').write_bytes(model(make_model))
+        (tmp_path / 'fashion_mnist.next.onnx').write_bytes(candidate)
+        with started('--port', '0', '--models_dir', str(tmp_path), '--workers', '1', FASHION_DEADLINE='30', FASHION_WATCH='false', **env) as service: yield service
+    return start
+
+
+def seconds_of(service, picture: bytes) -> float:
+    time.sleep(.005)
+    begun = time.perf_counter()
+    assert ask(service, 'v1/predict', picture)[0] == 200
+    return time.perf_counter() - begun
+
+
+def said_of(service) -> list[str]:
+    "Why candidates went"
+    return [json.loads(line)['event'] for line in service.lines if 'no longer tried' in line]
+
+
+def nices(service) -> list[int]:
+    "How far each thread of the worker stands back"
+    tasks = Path(f'/proc/{min(service.workers())}/task')
+    return [int((task / 'stat').read_text().rpartition(')')[2].split()[16]) for task in tasks.iterdir()]
+
+
+def test_a_slow_shadow_delays_nobody_and_goes_by_itself(alone, make_model, samples):
+    with alone(make_slow(make_model, samples['bag'], SLOW)) as service:
+        without = [seconds_of(service, samples['bag']) for _ in range(100)]
+        assert ask(service, 'v1/models/fashion_mnist/shadow')[0] == 200
+        beside, end = [], time.monotonic() + 120 # it stands back: where others keep the machine busy, its answers take a while
+        while not (said := said_of(service)) and time.monotonic() < end: beside.append(seconds_of(service, samples['bag']))
+        behind = nices(service) if sys.platform == 'linux' else [0, NICE]
+        with urllib.request.urlopen(service.url + 'metrics') as answer: shown = answer.read().decode()
+        assert ask(service, 'v1/models/fashion_mnist/promote')[1]['code'] == 'no_trial'
+    print(f'{len(beside)} answers: median {np.median(without):.4f} s without, {np.median(beside):.4f} s beside; 90 % in {np.quantile(without, .9):.4f} s and {np.quantile(beside, .9):.4f} s; {said}')
+    assert np.quantile(beside, .9) < np.quantile(without, .9) + SLOW / 3
+    assert max(behind) == min(min(behind) + NICE, 19) # 19 is the furthest there is
+    assert len(said) == 1 and re.search(r'it takes [0-9.]+ times as long', said[0]) and 'fashion_rollbacks_total{model="fashion_mnist"} 1.0' in shown
+    assert sum(map(float, re.findall(r'fashion_shadow_answers_total{.*} (.*)', shown))) <= FEW
+
+
+def test_a_slow_canary_goes_by_itself(alone, make_model, samples):
+    with alone(make_slow(make_model, samples['bag'], SLOW / 3)) as service:
+        candidate = ask(service, 'v1/models/fashion_mnist/canary?share=0.5')[1]['version']
+        answers, end = [], time.monotonic() + 60
+        while not (said := said_of(service)) and time.monotonic() < end: answers.append(ask(service, 'v1/predict', samples['bag'])[1]['version'])
+    assert len(said) == 1 and re.search(r'it takes [0-9.]+ times as long', said[0]) and answers.count(candidate) <= FEW
+
+
+def test_a_shadow_that_does_not_end_keeps_nothing(alone, make_model, samples):
+    "Neither is the worker taken for stuck, nor does its end wait"
+    with alone(make_slow(make_model, samples['bag'], 1000), FASHION_HANG_TIMEOUT='1') as service:
+        worker = service.workers()
+        assert ask(service, 'v1/models/fashion_mnist/shadow')[0] == 200
+        end = time.monotonic() + 3
+        while time.monotonic() < end: seconds_of(service, samples['bag'])
+        assert service.workers() == worker and service.stop(seconds=10) == (0, '')
 
 
 def lose_a_worker(service):

@@ -12,12 +12,20 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from fashion_serve.board import Board
+from fashion_serve.settings import Settings
+from fashion_serve.worker import SHOW
+
+HANG_TIMEOUT = Settings.model_fields['hang_timeout'].default
+PROMISE, START = 5, 1.2 # seconds until one that hangs is replaced by one that is ready; of them those that a start takes where little else is to do
+
 
 @pytest.fixture
-def two(serve, models_dir):
-    "A service with two workers that do not wait long for each other"
-    service = serve('--port', '0', '--models_dir', str(models_dir), '--workers', '2', '--default_model', 'fashion_mnist', env=dict(os.environ, FASHION_HANG_TIMEOUT='2', FASHION_DEADLINE='30'))
+def two(serve, models_dir, tmp_path):
+    "A service with two workers, and where they say how they are"
+    service = serve('--port', '0', '--models_dir', str(models_dir), '--workers', '2', '--default_model', 'fashion_mnist', env=dict(os.environ, TMPDIR=str(tmp_path), FASHION_DEADLINE='30'))
     service.wait()
+    service.board = Board(next(tmp_path.glob('fashion_serve-*')))
     return service
 
 
@@ -83,6 +91,21 @@ def test_a_worker_that_is_lost_is_replaced(two, samples, how):
     two.stop()
 
 
+def replace(service, how: signal.Signals) -> float:
+    "Seconds from a worker's loss until two others are ready"
+    os.kill(victim := min(service.workers()), how)
+    return wait_for(lambda: sum(service.board.read(pid).ready for pid in service.board.pids() if pid != victim) == 2, 30)
+
+
+def test_a_worker_that_hangs_is_replaced_in_time(two):
+    "The start of one that was killed, which is noticed at once, tells how busy the machine is"
+    for _ in range(2):
+        start, hung = replace(two, signal.SIGKILL), replace(two, signal.SIGSTOP)
+        print(f'ready after {start:.1f} s where it was killed, {hung:.1f} s where it hung')
+        if in_time := hung - max(0.0, start - START) < PROMISE: break
+    assert in_time and HANG_TIMEOUT + SHOW + START < PROMISE # the last look may come that much later
+
+
 def test_no_accepted_request_is_lost_when_it_stops(two, samples):
     with Load(two, samples['bag']) as load:
         wait_for(lambda: len(load.statuses) > 50, 10)
@@ -104,7 +127,7 @@ def test_a_service_that_stood_still_as_a_whole_goes_on(two, samples):
     before = two.workers()
     group = [two.process.pid, *before]
     for pid in group: os.kill(pid, signal.SIGSTOP)
-    time.sleep(4) # twice the patience
+    time.sleep(2 * HANG_TIMEOUT)
     for pid in group: os.kill(pid, signal.SIGCONT)
     for _ in range(30):
         assert urllib.request.urlopen(urllib.request.Request(two.url + 'v1/predict', samples['bag']), timeout=5).status == 200
