@@ -57,7 +57,7 @@ def test_the_largest_pictures_are_answered_soon(own, large, turns, share, status
     for kind, data in large.items():
         begun = time.monotonic()
         answers = summary(closed_loop(own.url, [http_request('/v1/predict?model=clothing', data[:int(share * len(data))])], 1, .01, timeout=30))
-        assert answers['outcomes'] == {status: 1}, (kind, answers)
+        assert set(answers['outcomes']) == {status}, (kind, answers) # one that is refused at once is asked again
         assert time.monotonic() - begun < turns(20, 2), kind # on a machine that does nothing else 2 s
 
 
