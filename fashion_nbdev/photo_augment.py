@@ -117,7 +117,7 @@ def random_background(
 
 # %% ../nbs/04a_photo_augment.ipynb #4f5a1eac
 def random_turns(
-    x: Tensor, # uint8 [n, 3, side, side]
+    x: Tensor, # [n, channels, side, side], of any type
     p: float, # share of images
     generator: torch.Generator, # on any device
 ) -> Tensor: # the same

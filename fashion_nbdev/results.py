@@ -64,8 +64,6 @@ def _no_folders(command: str) -> str:
     except ValueError: words, join = command.split(), ' '.join # an unclosed quote
     return join(re.sub(r'^([\w-]*=)?((?:/|~|\.\.|[A-Za-z]:[\\/]).*)$', cut, word) for word in words)
 
-
-
 # %% ../nbs/02a_results.ipynb #cell-12
 def conditions(
     command: str | None = None, # what was run; paths outside the checkout are cut down to file names

@@ -62,14 +62,14 @@ def _alone(address: str) -> Iterator[None]:
 # %% ../nbs/03f_tracking.ipynb #cell-10
 def _what_is_wrong(e: Exception, address: str) -> str:
     "The line for an error of MLflow's client"
-    where, text, code = no_secrets(address), str(e), getattr(e, 'error_code', '')
+    where, text, code = no_secrets(address), no_secrets(str(e)) or type(e).__name__, getattr(e, 'error_code', '') # nothing is cut that still holds a token
     given = os.environ.get('MLFLOW_TRACKING_TOKEN') or (os.environ.get('MLFLOW_TRACKING_USERNAME') and os.environ.get('MLFLOW_TRACKING_PASSWORD'))
     if code == 'UNAUTHENTICATED' or ' 401 ' in text:
         if given: return f'the MLflow server {where} refuses the name or password: correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD'
         return f'the MLflow server {where} asks who you are: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD'
     if code == 'PERMISSION_DENIED' or ' 403 ' in text: return f'the MLflow server {where} does not allow this to {os.environ.get("MLFLOW_TRACKING_USERNAME", "you")}: ask its owner for the right to write'
     if 'failed with' in text and 'exception' in text: return f'no answer from the MLflow server {where}: start it, correct MLFLOW_TRACKING_URI, or unset it to record in a local file'
-    return f'MLflow cannot record in {where} ({no_secrets(first_line(e))}): correct MLFLOW_TRACKING_URI, or unset it to record in a local file'
+    return f'MLflow cannot record in {where} ({first_line(Exception(text))}): correct MLFLOW_TRACKING_URI, or unset it to record in a local file'
 
 @contextmanager
 def said_clearly(
