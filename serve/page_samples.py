@@ -1,4 +1,4 @@
-"""Write the page's ten samples: of each class, the most typical image in the test part of samples/fashion-mnist.
+"""Write the page's ten samples of 28x28 pixels: of each class, the most typical image in the test part of samples/fashion-mnist.
 
     python serve/page_samples.py
 

@@ -97,7 +97,7 @@ def test_shifts_and_variants_are_those_of_the_results(name):
 def test_card_says_what_it_is_for_and_where_it_fails(name):
     text, dataset = card(name), recorded('evaluate', name)['dataset']
     for words in (ABOUT[dataset].purpose, *ABOUT[dataset].fails, DATASETS[dataset].licence, f"Predictor.load('{name}')"): assert words in text
-    assert '](' not in text or 'images/' not in text, 'a card shows no picture'
+    assert '![' not in text, 'a card is read where its pictures are not: beside a downloaded model file'
 
 
 def test_card_of_another_version_is_refused(tmp_path):

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fashion_nbdev.config import DataConfig
 from fashion_nbdev.core import Label, repo_root
-from fashion_nbdev.image import read_image
+from fashion_nbdev.data import load_dataset
 from fashion_nbdev.model_file import ModelError, ModelInfo, pack_model, read_model
 from fashion_nbdev.predict import Failure, Prediction, Predictor, predict_files
 from fashion_nbdev.quantize import ServedModel, export_onnx, predict_logits, quantize_onnx, torch_gap
@@ -152,9 +154,17 @@ def test_the_models_crop_is_in_its_file_and_is_applied(int8, tmp_path):
 
 
 @pytest.mark.parametrize('resize', ['crop', 'pad', 'stretch'])
-def test_serving_and_training_see_the_same_pixels(int8, resize):
+def test_serving_and_training_see_the_same_pixels(int8, resize, tmp_path):
+    good = {name: data for name, data in FILES.items() if name not in BROKEN}
+    for split, (label, key) in product(('train', 'valid'), enumerate(('dress', 'hat', 'shoes'))):
+        (folder := tmp_path/'photos'/split/key).mkdir(parents=True)
+        files = good if split == 'valid' and not label else {f'{split} {key}.png': encode(picture(20 + 3*(split == 'valid') + label, 64, 64), 'PNG')}
+        for name, data in files.items(): (folder/name).write_bytes(data)
+    data = DataConfig(dataset='folder', archive=str(tmp_path/'photos'), labels=('dress', 'hat', 'shoes'), height=HEIGHT, width=WIDTH, resize=resize, crop_pct=CROP)
+    valid = load_dataset(data, progress=False)['valid']
     p = Predictor(pack_model(int8, info(resize=resize)))
-    for name in set(FILES) - set(BROKEN): assert np.array_equal(p.prepare(FILES[name]), read_image(FILES[name], HEIGHT, WIDTH, 3, resize, CROP)), name
+    trained = {image.tobytes() for image in valid.images[valid.labels == 0]}
+    assert {p.prepare(data).tobytes() for data in good.values()} == trained and len(trained) == len(good)
 
 
 def test_one_thread_unless_told_otherwise(model):

@@ -158,4 +158,4 @@ print(json.dumps(tables))'''
 
 def test_the_picture_of_the_page_shows_the_shipped_model():
     with Image.open(ROOT/'nbs/images/page.png') as picture: shown = picture.text['version']
-    assert shown == Predictor.load('fashion_mnist').info.version, 'the model was exchanged since: make screenshot'
+    assert shown == Predictor.load('clothing').info.version, 'the model was exchanged since: make screenshot'

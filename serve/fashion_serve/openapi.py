@@ -9,7 +9,7 @@ from fashion_serve.tensors import EXAMPLE, MAX_JSON, InferRequest
 
 REF = '#/components/schemas/{name}'
 _BINARY = {'schema': {'type': 'string', 'format': 'binary'}}
-_PICTURE = _BINARY | {'examples': {'bag': {'summary': 'A picture of the page', 'externalValue': 'page/samples/bag.png'}}}
+_PICTURE = _BINARY | {'examples': {'dress': {'summary': 'A photograph of the page', 'externalValue': 'page/photographs/dress.jpg'}}}
 _FORM = {'type': 'object', 'required': ['file'], 'properties': {'file': {'type': 'string', 'format': 'binary'}}}
 PICTURE_BODY = {'requestBody': {
     'required': True,

@@ -101,7 +101,7 @@ def test_examples_of_requests_are_answered_as_described(client, wrong):
         operation = DOC['paths'][path][method]
         for kind, content in operation.get('requestBody', {}).get('content', {}).items():
             bodies = [dict(json=example) for example in examples(content)] if kind == 'application/json' else [
-                dict(content=client.get('/' + example['externalValue']).content, headers={'Content-Type': kind.replace('*', 'png')}) for example in content.get('examples', {}).values()]
+                dict(content=client.get('/' + example['externalValue']).content, headers={'Content-Type': kind.replace('*', 'jpeg')}) for example in content.get('examples', {}).values()]
             for body in bodies:
                 answer = client.request(method, path.format(name='fashion_mnist'), **body)
                 assert answer.status_code == 200, answer.text

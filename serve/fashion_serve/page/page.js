@@ -7,7 +7,6 @@ const state = {
   lang: 'en',
   models: new Map(), // name -> as /v1/models describes it
   limits: { max_bytes: 10_000_000, max_pixels: 25_000_000, max_webp_pixels: 16_000_000, max_side: 12_000 },
-  chosen: null, // the model the visitor wants for pictures of their own
   picture: null, // { blob, sample } on show
   answer: null, // the last prediction
   problem: null, // or the last problem
@@ -39,7 +38,6 @@ function setLang(lang) {
   for (const el of document.querySelectorAll('[data-t]')) el.textContent = text(el.dataset.t);
   for (const b of document.querySelectorAll('[data-lang]')) b.setAttribute('aria-pressed', b.dataset.lang === lang);
   showModels();
-  showSamples();
   showAnswer();
   many.translate();
 }
@@ -49,20 +47,17 @@ const labelName = (model, key, fallback) =>
 
 // ---- models
 async function loadModels() {
+  let found;
   for (let wait = 200; ; wait = Math.min(wait * 1.5, 3000)) { // the server may still be loading them
     try {
       const answer = await fetch('v1/models');
-      if (answer.ok) {
-        const { models, default: first, limits } = await answer.json();
-        Object.assign(state, { models: new Map(models.map(m => [m.name, m])), limits, chosen: first });
-        break;
-      }
+      if (answer.ok) { found = await answer.json(); break; }
     } catch { /* not up yet */ }
     await new Promise(done => setTimeout(done, wait));
   }
+  Object.assign(state, { models: new Map(found.models.map(m => [m.name, m])), limits: found.limits });
   showModels();
-  useModel(state.chosen);
-  showSamples();
+  useModel(found.default);
 }
 
 function showModels() {
@@ -79,6 +74,7 @@ function useModel(name) {
   $('note').textContent = isSmall(name) ? text('smallNote') : '';
   const { origin, pathname } = location;
   $('curl').textContent = `curl --data-binary @photo.jpg '${origin}${pathname}v1/predict?model=${encodeURIComponent(name)}&lang=${state.lang}'`;
+  showSamples();
 }
 
 // ---- pictures
@@ -136,8 +132,7 @@ const many = makeMany({
 
 function takeAll(files) { // one is shown large, several in a table
   if (files.length === 1) return take(files[0]);
-  useModel(state.chosen);
-  many.start(files, state.chosen);
+  many.start(files, $('model').value);
   $('many').scrollIntoView({ block: 'nearest', behavior: calm() ? 'auto' : 'smooth' });
 }
 
@@ -157,7 +152,6 @@ async function take(blob, sample = null) {
     busy(false);
     return showAnswer();
   }
-  useModel(sample && state.models.has(sample.model) ? sample.model : state.chosen);
   await ask();
 }
 
@@ -227,7 +221,7 @@ function showAnswer() {
   $('made').textContent = text('made', answer.model, answer.version, ms);
 }
 
-const guesses = answer => isSmall(answer.model) && !state.picture?.sample; // about an everyday photograph
+const guesses = answer => isSmall(answer.model) !== Boolean(state.picture?.sample?.tiny); // about pictures unlike those it learnt from
 
 function showProblem() {
   const { problem } = state;
@@ -259,30 +253,32 @@ function showBars(predictions) {
 }
 
 // ---- samples
-function showSamples() {
-  const list = $('samples');
-  if (!list.children.length) list.replaceChildren(...SAMPLES.map(sample => {
-    const button = element('button', '', { type: 'button' });
-    button.dataset.sample = sample.label;
-    button.append(element('img', '', { src: `page/samples/${sample.label}.png`, width: 28, height: 28, alt: '' }));
-    button.addEventListener('click', async () => {
-      try { await take(await (await fetch(`page/samples/${sample.label}.png`)).blob(), sample); }
-      catch { Object.assign(state, { answer: null, problem: { code: 'no_answer' } }); showAnswer(); }
-    });
-    const item = element('li');
-    item.append(button);
-    return item;
-  }));
-  for (const button of list.querySelectorAll('button')) {
-    const sample = SAMPLES.find(s => s.label === button.dataset.sample);
-    button.setAttribute('aria-label', text('sample', labelName(sample.model, sample.label, sample[state.lang])));
-    button.title = labelName(sample.model, sample.label, sample[state.lang]);
-  }
+function sampleItem(sample) {
+  const item = element('li'), button = element('button', '', { type: 'button' });
+  button.dataset.sample = sample.file;
+  button.append(element('img', '', { className: sample.tiny ? 'tiny' : '', alt: '', loading: 'lazy', src: `page/${sample.file}` }));
+  button.addEventListener('click', async () => {
+    try { await take(await (await fetch(`page/${sample.file}`)).blob(), sample); }
+    catch { Object.assign(state, { answer: null, problem: { code: 'no_answer' } }); showAnswer(); }
+  });
+  item.append(button);
+  return item;
+}
+
+function showSamples() { // those that the model on show is for
+  const list = $('samples'), model = $('model').value;
+  if (!list.children.length) list.replaceChildren(...SAMPLES.map(sampleItem));
+  [...list.children].forEach((item, i) => {
+    const sample = SAMPLES[i], name = labelName(model, sample.label, sample[state.lang]);
+    item.hidden = sample.tiny !== isSmall(model);
+    item.firstElementChild.setAttribute('aria-label', text('sample', name));
+    item.firstElementChild.title = name;
+  });
   markSample();
 }
 
 function markSample() {
-  for (const b of document.querySelectorAll('[data-sample]')) b.setAttribute('aria-pressed', b.dataset.sample === state.picture?.sample?.label);
+  for (const b of document.querySelectorAll('[data-sample]')) b.setAttribute('aria-pressed', b.dataset.sample === state.picture?.sample?.file);
 }
 
 // ---- wiring
@@ -298,7 +294,7 @@ const over = on => $('drop').classList.toggle('over', on);
 document.addEventListener('dragover', e => { e.preventDefault(); over(true); }); // the whole page takes a drop
 document.addEventListener('dragleave', e => { if (!e.relatedTarget) over(false); });
 document.addEventListener('drop', e => { e.preventDefault(); over(false); takeFrom(e.dataTransfer?.files, e); });
-$('model').addEventListener('change', e => { state.chosen = e.target.value; useModel(state.chosen); if (state.picture && !state.taking) ask(); });
+$('model').addEventListener('change', e => { useModel(e.target.value); if (state.picture && !state.taking) ask(); });
 for (const b of document.querySelectorAll('[data-lang]')) b.addEventListener('click', () => { remember(b.dataset.lang); setLang(b.dataset.lang); });
 
 $('key-form').addEventListener('submit', e => {

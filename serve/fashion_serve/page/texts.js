@@ -1,6 +1,10 @@
 // Everything the page says, in both languages, and the samples it shows.
-const mnist = (label, en, ru) => ({ label, en, ru, model: 'fashion_mnist' });
+const photograph = (label, en, ru) => ({ label, en, ru, file: `photographs/${label}.jpg`, tiny: false });
+const mnist = (label, en, ru) => ({ label, en, ru, file: `samples/${label}.png`, tiny: true });
 export const SAMPLES = [
+  photograph('dress', 'Dress', 'Платье'), photograph('hat', 'Hat', 'Головной убор'), photograph('longsleeve', 'Long sleeve', 'Лонгслив'),
+  photograph('outwear', 'Outerwear', 'Верхняя одежда'), photograph('pants', 'Pants', 'Брюки'), photograph('shirt', 'Shirt', 'Рубашка'),
+  photograph('shoes', 'Shoes', 'Обувь'), photograph('shorts', 'Shorts', 'Шорты'), photograph('skirt', 'Skirt', 'Юбка'), photograph('t-shirt', 'T-shirt', 'Футболка'),
   mnist('t_shirt_top', 'T-shirt/top', 'Футболка/топ'), mnist('trouser', 'Trouser', 'Брюки'),
   mnist('pullover', 'Pullover', 'Пуловер'), mnist('dress', 'Dress', 'Платье'), mnist('coat', 'Coat', 'Пальто'),
   mnist('sandal', 'Sandal', 'Сандалии'), mnist('shirt', 'Shirt', 'Рубашка'), mnist('sneaker', 'Sneaker', 'Кроссовки'),
@@ -42,7 +46,8 @@ export const TEXTS = {
     code: 'Use it from a program',
     api: 'Description of the whole interface (OpenAPI)',
     privacy: 'Pictures are sent to this server only, processed in memory and not kept.',
-    credit: 'Sample pictures: Fashion-MNIST, © 2017 Zalando SE,',
+    photographs: 'Sample pictures: photographs from clothing-dataset-small,',
+    credit: 'garments from Fashion-MNIST, © 2017 Zalando SE,',
     licence: 'MIT licence',
     sorry: 'That did not work',
     problems: { no_answer: 'The server does not answer. Is it still running?', unreadable: 'This cannot be read: is it a file?', too_large: mb => `This browser cannot open the file, and it is too large to send as it is: choose a JPEG, PNG, WebP, GIF or BMP of at most ${mb} MB.`, overloaded: 'The server has too much to do. Please try again.',
@@ -82,7 +87,8 @@ export const TEXTS = {
     code: 'Вызов из программы',
     api: 'Описание всего интерфейса (OpenAPI)',
     privacy: 'Изображения отправляются только на этот сервер, обрабатываются в памяти и не сохраняются.',
-    credit: 'Примеры: Fashion-MNIST, © 2017 Zalando SE,',
+    photographs: 'Примеры: фотографии из clothing-dataset-small,',
+    credit: 'вещи из Fashion-MNIST, © 2017 Zalando SE,',
     licence: 'лицензия MIT',
     sorry: 'Не получилось',
     problems: {
