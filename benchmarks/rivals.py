@@ -3,7 +3,7 @@
     python benchmarks/rivals.py [--rounds ROUNDS] [--seconds SECONDS] [--only litserve,bentoml]
 
 Each of the others gets an environment of its own in .venv-rivals/ and runs the program in its folder here: the same model
-file, the same decoding (`Predictor`), two workers. Services take turns, one at a time, so that none disturbs another; what
+file, the same decoding (`Predictor`), two workers, and every way to set it that its documentation names for throughput. Services take turns, one at a time, so that none disturbs another; what
 counts are ratios within a round. One that cannot be installed or does not start is left out with a word."""
 import base64
 import json
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +43,22 @@ class Service:
     command: tuple # run in its folder; PORT is filled in
     path: str = '/v1/predict'
     env: tuple = () # further variables
+    folder: str = '' # of its program and its environment
 
 
-SERVICES = {
+_LITSERVE = Service(('litserve==0.2.19',), ('python', 'app.py'), env=(('API_SERVERS', '1'),), folder='litserve')
+_BENTOML = Service(('bentoml==1.4.39',), ('bentoml', 'serve', 'app:Classify', '--port', 'PORT'), path='/v1/one', folder='bentoml')
+_RAY = Service(('ray[serve]==2.60.0',), ('python', 'app.py'), env=(('RAY_SERVE_THROUGHPUT_OPTIMIZED', '1'), ('RAY_AUTH_MODE', 'disabled'), ('RAY_USAGE_STATS_ENABLED', '0')), folder='ray')
+SERVICES = { # those that can put waiting pictures together both ways; LitServe with as many processes for HTTP as it would start by itself, too
     'fashion_serve': Service((), ('fashion_serve', '--host', '127.0.0.1', '--port', 'PORT')),
-    'litserve': Service(('litserve==0.2.19',), ('python', 'app.py')),
-    'bentoml': Service(('bentoml==1.4.39',), ('bentoml', 'serve', 'app:Classify', '--port', 'PORT')),
-    'ray': Service(('ray[serve]==2.60.0',), ('python', 'app.py'), env=(('RAY_SERVE_THROUGHPUT_OPTIMIZED', '1'), ('RAY_AUTH_MODE', 'disabled'), ('RAY_USAGE_STATS_ENABLED', '0'))),
-    'mlserver': Service(('mlserver==1.7.1', 'uvloop==0.21.0'), ('mlserver', 'start', '.'), path='/v2/models/shipped/infer', env=(('MLSERVER_HTTP_PORT', 'PORT'), ('MLSERVER_PARALLEL_WORKERS', '2'), ('MLSERVER_GRPC_PORT', '0'), ('MLSERVER_METRICS_PORT', '0'), ('MLSERVER_HOST', '127.0.0.1'))),
+    'litserve': _LITSERVE,
+    'litserve, batches': replace(_LITSERVE, env=(*_LITSERVE.env, ('BATCH', '16'))),
+    'litserve, two servers': replace(_LITSERVE, env=(('API_SERVERS', '2'),)),
+    'bentoml': _BENTOML,
+    'bentoml, batches': replace(_BENTOML, path='/v1/several', env=(('BATCH', '16'),)),
+    'ray': _RAY,
+    'ray, batches': replace(_RAY, env=(*_RAY.env, ('BATCH', '16'))),
+    'mlserver': Service(('mlserver==1.7.1', 'uvloop==0.21.0'), ('mlserver', 'start', '.'), path='/v2/models/shipped/infer', env=(('MLSERVER_HTTP_PORT', 'PORT'), ('MLSERVER_PARALLEL_WORKERS', '2'), ('MLSERVER_GRPC_PORT', '0'), ('MLSERVER_METRICS_PORT', '0'), ('MLSERVER_HOST', '127.0.0.1')), folder='mlserver'),
 }
 
 
@@ -63,7 +71,7 @@ def _pinned() -> list[str]: # such as 'numpy==2.4.6'
 def environment(name: str) -> Path: # the folder of its programs
     "Make the environment of a service unless it is there"
     if not SERVICES[name].pins: return Path(sys.executable).parent
-    folder = ROOT / '.venv-rivals' / name
+    folder = ROOT / '.venv-rivals' / SERVICES[name].folder
     if not (folder / 'complete').exists():
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, '-m', 'venv', folder], check=True)
@@ -116,7 +124,7 @@ def running(name: str, model: Path, request: bytes, patience: float = 120) -> It
         env = os.environ | dict(MODEL=str(model), PORT=str(port), FASHION_MODELS_DIR=folder, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', PATH=f'{environment(name)}:{os.environ["PATH"]}')
         env |= dict(zip([k for k, _ in service.env], fill(v for _, v in service.env)))
         begun = time.perf_counter()
-        process = subprocess.Popen(fill(service.command), cwd=HERE / name if service.pins else HERE, env=env, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(fill(service.command), cwd=HERE / service.folder, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
             while not _answers(url := f'http://127.0.0.1:{port}', request):
                 if process.poll() is not None or time.perf_counter() - begun > patience:
@@ -173,10 +181,10 @@ def _ours_is(ours: list[float], theirs: list[float]) -> dict:
 def main(
     rounds: int = 3, # turns of each
     seconds: float = 2.0, # of each measurement in a turn
-    only: str = '', # services to measure, with commas; all if not given
+    only: str = '', # folders of the services to measure, with commas; all if not given
     out: str = 'results/rivals.csv',
 ):
     "Measure the service beside LitServe, BentoML, Ray Serve and MLServer"
-    names = ['fashion_serve', *(n for n in SERVICES if n != 'fashion_serve' and (not only or n in only.split(',')))]
+    names = ['fashion_serve', *(n for n in SERVICES if n != 'fashion_serve' and (not only or SERVICES[n].folder in only.split(',')))]
     rows = [row for model in RATES for row in compare(names, model, rounds, seconds)]
     print(f'  -> {write_results(out, rows, ["model", "service"], **conditions(command_line("python benchmarks/rivals.py", rounds=rounds, seconds=f"{seconds:g}", only=only), n_runs=rounds))}')
