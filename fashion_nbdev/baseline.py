@@ -69,10 +69,10 @@ class ResumableLearner(Learner):
             self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
 # %% ../nbs/04_baseline.ipynb #cell-15
-def fast_dtype() -> torch.dtype: # bfloat16 with matrix units for it (CUDA, AMX), float32 otherwise
+def fast_dtype() -> torch.dtype: # bfloat16 with instructions for it (CUDA, AVX-512 BF16, and AMX beside it), float32 otherwise
     "The number format in which this machine trains fastest"
     if torch.cuda.is_available(): return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 # %% ../nbs/04_baseline.ipynb #cell-16
 class Precision(Callback):
